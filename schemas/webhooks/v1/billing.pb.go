@@ -22,17 +22,29 @@ const (
 )
 
 // BillingRecord is all that is known of an organization's billing. Value of the table `billing`, key
-// `<organization_id>`; it is the billing task's state and what `GET …/billing` answers from.
+// `<organization_id>`; it is the billing task's state and what `GET …/billing` answers from. What "newest" means for
+// each part is said in package processor/billing: every order of arrival gives the same record.
 type BillingRecord struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	OrganizationId string                 `protobuf:"bytes,1,opt,name=organization_id,json=organizationId,proto3" json:"organization_id,omitempty"`
-	Subscriptions  []*Subscription        `protobuf:"bytes,2,rep,name=subscriptions,proto3" json:"subscriptions,omitempty"`
-	LastPayment    *Payment               `protobuf:"bytes,3,opt,name=last_payment,json=lastPayment,proto3,oneof" json:"last_payment,omitempty"`
-	LastFailure    *PaymentFailure        `protobuf:"bytes,4,opt,name=last_failure,json=lastFailure,proto3,oneof" json:"last_failure,omitempty"`
-	CreatedUnixMs  int64                  `protobuf:"varint,5,opt,name=created_unix_ms,json=createdUnixMs,proto3" json:"created_unix_ms,omitempty"`
-	UpdatedUnixMs  int64                  `protobuf:"varint,6,opt,name=updated_unix_ms,json=updatedUnixMs,proto3" json:"updated_unix_ms,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// Sorted by id, one of an id.
+	Subscriptions []*Subscription `protobuf:"bytes,2,rep,name=subscriptions,proto3" json:"subscriptions,omitempty"`
+	LastPayment   *Payment        `protobuf:"bytes,3,opt,name=last_payment,json=lastPayment,proto3,oneof" json:"last_payment,omitempty"`
+	LastFailure   *PaymentFailure `protobuf:"bytes,4,opt,name=last_failure,json=lastFailure,proto3,oneof" json:"last_failure,omitempty"`
+	// Smallest and largest `created` of the events that were used.
+	CreatedUnixMs int64 `protobuf:"varint,5,opt,name=created_unix_ms,json=createdUnixMs,proto3" json:"created_unix_ms,omitempty"`
+	UpdatedUnixMs int64 `protobuf:"varint,6,opt,name=updated_unix_ms,json=updatedUnixMs,proto3" json:"updated_unix_ms,omitempty"`
+	// Every customer an event named, sorted.
+	CustomerIds []string `protobuf:"bytes,7,rep,name=customer_ids,json=customerIds,proto3" json:"customer_ids,omitempty"`
+	// Stripe's status of the best subscription, "" without one, and the plan in force.
+	Status string `protobuf:"bytes,8,opt,name=status,proto3" json:"status,omitempty"`
+	Plan   string `protobuf:"bytes,9,opt,name=plan,proto3" json:"plan,omitempty"`
+	// The time up to which timers were applied; never goes back.
+	EvaluatedUnixMs int64 `protobuf:"varint,10,opt,name=evaluated_unix_ms,json=evaluatedUnixMs,proto3" json:"evaluated_unix_ms,omitempty"`
+	// When the next timer is due (the first grace that ends); 0 = none.
+	DueUnixMs     int64 `protobuf:"varint,11,opt,name=due_unix_ms,json=dueUnixMs,proto3" json:"due_unix_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *BillingRecord) Reset() {
@@ -107,30 +119,65 @@ func (x *BillingRecord) GetUpdatedUnixMs() int64 {
 	return 0
 }
 
-// Subscription is the newest known state of one subscription. `last_*` are the fields its order is judged by.
+func (x *BillingRecord) GetCustomerIds() []string {
+	if x != nil {
+		return x.CustomerIds
+	}
+	return nil
+}
+
+func (x *BillingRecord) GetStatus() string {
+	if x != nil {
+		return x.Status
+	}
+	return ""
+}
+
+func (x *BillingRecord) GetPlan() string {
+	if x != nil {
+		return x.Plan
+	}
+	return ""
+}
+
+func (x *BillingRecord) GetEvaluatedUnixMs() int64 {
+	if x != nil {
+		return x.EvaluatedUnixMs
+	}
+	return 0
+}
+
+func (x *BillingRecord) GetDueUnixMs() int64 {
+	if x != nil {
+		return x.DueUnixMs
+	}
+	return 0
+}
+
+// Subscription is the newest known state of one subscription.
 type Subscription struct {
-	state                    protoimpl.MessageState `protogen:"open.v1"`
-	Id                       string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	CustomerId               string                 `protobuf:"bytes,2,opt,name=customer_id,json=customerId,proto3" json:"customer_id,omitempty"`
-	Status                   string                 `protobuf:"bytes,3,opt,name=status,proto3" json:"status,omitempty"`
-	Items                    []*SubscriptionItem    `protobuf:"bytes,4,rep,name=items,proto3" json:"items,omitempty"`
-	CurrentPeriodStartUnixMs int64                  `protobuf:"varint,5,opt,name=current_period_start_unix_ms,json=currentPeriodStartUnixMs,proto3" json:"current_period_start_unix_ms,omitempty"`
-	CurrentPeriodEndUnixMs   int64                  `protobuf:"varint,6,opt,name=current_period_end_unix_ms,json=currentPeriodEndUnixMs,proto3" json:"current_period_end_unix_ms,omitempty"`
-	CancelUnixMs             int64                  `protobuf:"varint,7,opt,name=cancel_unix_ms,json=cancelUnixMs,proto3" json:"cancel_unix_ms,omitempty"`
-	CanceledUnixMs           int64                  `protobuf:"varint,8,opt,name=canceled_unix_ms,json=canceledUnixMs,proto3" json:"canceled_unix_ms,omitempty"`
-	EndedUnixMs              int64                  `protobuf:"varint,9,opt,name=ended_unix_ms,json=endedUnixMs,proto3" json:"ended_unix_ms,omitempty"`
-	TrialEndUnixMs           int64                  `protobuf:"varint,10,opt,name=trial_end_unix_ms,json=trialEndUnixMs,proto3" json:"trial_end_unix_ms,omitempty"`
-	Livemode                 bool                   `protobuf:"varint,11,opt,name=livemode,proto3" json:"livemode,omitempty"`
-	// `created` of the event this state came from, its rank among equals (created 1, updated 2, deleted 3) and id.
-	LastEventUnixMs int64  `protobuf:"varint,12,opt,name=last_event_unix_ms,json=lastEventUnixMs,proto3" json:"last_event_unix_ms,omitempty"`
-	LastEventRank   uint32 `protobuf:"varint,13,opt,name=last_event_rank,json=lastEventRank,proto3" json:"last_event_rank,omitempty"`
-	LastEventId     string `protobuf:"bytes,14,opt,name=last_event_id,json=lastEventId,proto3" json:"last_event_id,omitempty"`
-	// Smallest `created` of the past_due events of the current period; 0 = not past due.
-	PastDueSinceUnixMs int64 `protobuf:"varint,15,opt,name=past_due_since_unix_ms,json=pastDueSinceUnixMs,proto3" json:"past_due_since_unix_ms,omitempty"`
-	// The period past_due_since belongs to: a past_due event of a later period starts the count anew.
-	PastDuePeriodStartUnixMs int64 `protobuf:"varint,16,opt,name=past_due_period_start_unix_ms,json=pastDuePeriodStartUnixMs,proto3" json:"past_due_period_start_unix_ms,omitempty"`
-	unknownFields            protoimpl.UnknownFields
-	sizeCache                protoimpl.SizeCache
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Id         string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	CustomerId string                 `protobuf:"bytes,2,opt,name=customer_id,json=customerId,proto3" json:"customer_id,omitempty"`
+	Status     string                 `protobuf:"bytes,3,opt,name=status,proto3" json:"status,omitempty"`
+	Items      []*SubscriptionItem    `protobuf:"bytes,4,rep,name=items,proto3" json:"items,omitempty"`
+	// The latest of the items', in milliseconds; the subscription's own where the items have none.
+	CurrentPeriodStartUnixMs int64 `protobuf:"varint,5,opt,name=current_period_start_unix_ms,json=currentPeriodStartUnixMs,proto3" json:"current_period_start_unix_ms,omitempty"`
+	CurrentPeriodEndUnixMs   int64 `protobuf:"varint,6,opt,name=current_period_end_unix_ms,json=currentPeriodEndUnixMs,proto3" json:"current_period_end_unix_ms,omitempty"`
+	CancelUnixMs             int64 `protobuf:"varint,7,opt,name=cancel_unix_ms,json=cancelUnixMs,proto3" json:"cancel_unix_ms,omitempty"`
+	CanceledUnixMs           int64 `protobuf:"varint,8,opt,name=canceled_unix_ms,json=canceledUnixMs,proto3" json:"canceled_unix_ms,omitempty"`
+	EndedUnixMs              int64 `protobuf:"varint,9,opt,name=ended_unix_ms,json=endedUnixMs,proto3" json:"ended_unix_ms,omitempty"`
+	TrialEndUnixMs           int64 `protobuf:"varint,10,opt,name=trial_end_unix_ms,json=trialEndUnixMs,proto3" json:"trial_end_unix_ms,omitempty"`
+	Livemode                 bool  `protobuf:"varint,11,opt,name=livemode,proto3" json:"livemode,omitempty"`
+	// The event that this state came from.
+	Position *SubscriptionPosition `protobuf:"bytes,12,opt,name=position,proto3" json:"position,omitempty"`
+	// When the subscription became past due, by period.
+	PastDue []*PastDue `protobuf:"bytes,13,rep,name=past_due,json=pastDue,proto3" json:"past_due,omitempty"`
+	// Items of the newest event that had a price in a plan, kept while the newest event has none: such an event leaves
+	// the plan as it was. Unset while `items` themselves are in a plan.
+	Mapped        *MappedItems `protobuf:"bytes,14,opt,name=mapped,proto3,oneof" json:"mapped,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Subscription) Reset() {
@@ -240,37 +287,208 @@ func (x *Subscription) GetLivemode() bool {
 	return false
 }
 
-func (x *Subscription) GetLastEventUnixMs() int64 {
+func (x *Subscription) GetPosition() *SubscriptionPosition {
 	if x != nil {
-		return x.LastEventUnixMs
+		return x.Position
+	}
+	return nil
+}
+
+func (x *Subscription) GetPastDue() []*PastDue {
+	if x != nil {
+		return x.PastDue
+	}
+	return nil
+}
+
+func (x *Subscription) GetMapped() *MappedItems {
+	if x != nil {
+		return x.Mapped
+	}
+	return nil
+}
+
+// SubscriptionPosition orders the events of a subscription: compared field by field, in this order, the greater is newer.
+type SubscriptionPosition struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The status is final: canceled or incomplete_expired.
+	Terminal bool `protobuf:"varint,1,opt,name=terminal,proto3" json:"terminal,omitempty"`
+	// The event's `created`.
+	EventUnixMs int64 `protobuf:"varint,2,opt,name=event_unix_ms,json=eventUnixMs,proto3" json:"event_unix_ms,omitempty"`
+	// created 1, updated 2, deleted 3.
+	Rank              uint32 `protobuf:"varint,3,opt,name=rank,proto3" json:"rank,omitempty"`
+	PeriodStartUnixMs int64  `protobuf:"varint,4,opt,name=period_start_unix_ms,json=periodStartUnixMs,proto3" json:"period_start_unix_ms,omitempty"`
+	EventId           string `protobuf:"bytes,5,opt,name=event_id,json=eventId,proto3" json:"event_id,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
+}
+
+func (x *SubscriptionPosition) Reset() {
+	*x = SubscriptionPosition{}
+	mi := &file_webhooks_v1_billing_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SubscriptionPosition) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SubscriptionPosition) ProtoMessage() {}
+
+func (x *SubscriptionPosition) ProtoReflect() protoreflect.Message {
+	mi := &file_webhooks_v1_billing_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SubscriptionPosition.ProtoReflect.Descriptor instead.
+func (*SubscriptionPosition) Descriptor() ([]byte, []int) {
+	return file_webhooks_v1_billing_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *SubscriptionPosition) GetTerminal() bool {
+	if x != nil {
+		return x.Terminal
+	}
+	return false
+}
+
+func (x *SubscriptionPosition) GetEventUnixMs() int64 {
+	if x != nil {
+		return x.EventUnixMs
 	}
 	return 0
 }
 
-func (x *Subscription) GetLastEventRank() uint32 {
+func (x *SubscriptionPosition) GetRank() uint32 {
 	if x != nil {
-		return x.LastEventRank
+		return x.Rank
 	}
 	return 0
 }
 
-func (x *Subscription) GetLastEventId() string {
+func (x *SubscriptionPosition) GetPeriodStartUnixMs() int64 {
 	if x != nil {
-		return x.LastEventId
+		return x.PeriodStartUnixMs
+	}
+	return 0
+}
+
+func (x *SubscriptionPosition) GetEventId() string {
+	if x != nil {
+		return x.EventId
 	}
 	return ""
 }
 
-func (x *Subscription) GetPastDueSinceUnixMs() int64 {
+type MappedItems struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Position      *SubscriptionPosition  `protobuf:"bytes,1,opt,name=position,proto3" json:"position,omitempty"`
+	Items         []*SubscriptionItem    `protobuf:"bytes,2,rep,name=items,proto3" json:"items,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MappedItems) Reset() {
+	*x = MappedItems{}
+	mi := &file_webhooks_v1_billing_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MappedItems) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MappedItems) ProtoMessage() {}
+
+func (x *MappedItems) ProtoReflect() protoreflect.Message {
+	mi := &file_webhooks_v1_billing_proto_msgTypes[3]
 	if x != nil {
-		return x.PastDueSinceUnixMs
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MappedItems.ProtoReflect.Descriptor instead.
+func (*MappedItems) Descriptor() ([]byte, []int) {
+	return file_webhooks_v1_billing_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *MappedItems) GetPosition() *SubscriptionPosition {
+	if x != nil {
+		return x.Position
+	}
+	return nil
+}
+
+func (x *MappedItems) GetItems() []*SubscriptionItem {
+	if x != nil {
+		return x.Items
+	}
+	return nil
+}
+
+// PastDue is the smallest `created` of the past_due events of one period. The latest periods are kept.
+type PastDue struct {
+	state             protoimpl.MessageState `protogen:"open.v1"`
+	PeriodStartUnixMs int64                  `protobuf:"varint,1,opt,name=period_start_unix_ms,json=periodStartUnixMs,proto3" json:"period_start_unix_ms,omitempty"`
+	SinceUnixMs       int64                  `protobuf:"varint,2,opt,name=since_unix_ms,json=sinceUnixMs,proto3" json:"since_unix_ms,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
+}
+
+func (x *PastDue) Reset() {
+	*x = PastDue{}
+	mi := &file_webhooks_v1_billing_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PastDue) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PastDue) ProtoMessage() {}
+
+func (x *PastDue) ProtoReflect() protoreflect.Message {
+	mi := &file_webhooks_v1_billing_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PastDue.ProtoReflect.Descriptor instead.
+func (*PastDue) Descriptor() ([]byte, []int) {
+	return file_webhooks_v1_billing_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *PastDue) GetPeriodStartUnixMs() int64 {
+	if x != nil {
+		return x.PeriodStartUnixMs
 	}
 	return 0
 }
 
-func (x *Subscription) GetPastDuePeriodStartUnixMs() int64 {
+func (x *PastDue) GetSinceUnixMs() int64 {
 	if x != nil {
-		return x.PastDuePeriodStartUnixMs
+		return x.SinceUnixMs
 	}
 	return 0
 }
@@ -289,7 +507,7 @@ type SubscriptionItem struct {
 
 func (x *SubscriptionItem) Reset() {
 	*x = SubscriptionItem{}
-	mi := &file_webhooks_v1_billing_proto_msgTypes[2]
+	mi := &file_webhooks_v1_billing_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -301,7 +519,7 @@ func (x *SubscriptionItem) String() string {
 func (*SubscriptionItem) ProtoMessage() {}
 
 func (x *SubscriptionItem) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_billing_proto_msgTypes[2]
+	mi := &file_webhooks_v1_billing_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -314,7 +532,7 @@ func (x *SubscriptionItem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubscriptionItem.ProtoReflect.Descriptor instead.
 func (*SubscriptionItem) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_billing_proto_rawDescGZIP(), []int{2}
+	return file_webhooks_v1_billing_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *SubscriptionItem) GetId() string {
@@ -366,7 +584,7 @@ type Payment struct {
 
 func (x *Payment) Reset() {
 	*x = Payment{}
-	mi := &file_webhooks_v1_billing_proto_msgTypes[3]
+	mi := &file_webhooks_v1_billing_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -378,7 +596,7 @@ func (x *Payment) String() string {
 func (*Payment) ProtoMessage() {}
 
 func (x *Payment) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_billing_proto_msgTypes[3]
+	mi := &file_webhooks_v1_billing_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -391,7 +609,7 @@ func (x *Payment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Payment.ProtoReflect.Descriptor instead.
 func (*Payment) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_billing_proto_rawDescGZIP(), []int{3}
+	return file_webhooks_v1_billing_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Payment) GetInvoiceId() string {
@@ -444,7 +662,7 @@ type PaymentFailure struct {
 
 func (x *PaymentFailure) Reset() {
 	*x = PaymentFailure{}
-	mi := &file_webhooks_v1_billing_proto_msgTypes[4]
+	mi := &file_webhooks_v1_billing_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -456,7 +674,7 @@ func (x *PaymentFailure) String() string {
 func (*PaymentFailure) ProtoMessage() {}
 
 func (x *PaymentFailure) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_billing_proto_msgTypes[4]
+	mi := &file_webhooks_v1_billing_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -469,7 +687,7 @@ func (x *PaymentFailure) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PaymentFailure.ProtoReflect.Descriptor instead.
 func (*PaymentFailure) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_billing_proto_rawDescGZIP(), []int{4}
+	return file_webhooks_v1_billing_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *PaymentFailure) GetInvoiceId() string {
@@ -546,7 +764,7 @@ type TenantCapabilitySnapshot struct {
 
 func (x *TenantCapabilitySnapshot) Reset() {
 	*x = TenantCapabilitySnapshot{}
-	mi := &file_webhooks_v1_billing_proto_msgTypes[5]
+	mi := &file_webhooks_v1_billing_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -558,7 +776,7 @@ func (x *TenantCapabilitySnapshot) String() string {
 func (*TenantCapabilitySnapshot) ProtoMessage() {}
 
 func (x *TenantCapabilitySnapshot) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_billing_proto_msgTypes[5]
+	mi := &file_webhooks_v1_billing_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -571,7 +789,7 @@ func (x *TenantCapabilitySnapshot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TenantCapabilitySnapshot.ProtoReflect.Descriptor instead.
 func (*TenantCapabilitySnapshot) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_billing_proto_rawDescGZIP(), []int{5}
+	return file_webhooks_v1_billing_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *TenantCapabilitySnapshot) GetOrganizationId() string {
@@ -672,7 +890,7 @@ func (x *TenantCapabilitySnapshot) GetCause() *Cause {
 	return nil
 }
 
-// Cause names the source's event that made a change.
+// Cause names what made a change: a source's event, or a timer (source "timer").
 type Cause struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Source        string                 `protobuf:"bytes,1,opt,name=source,proto3" json:"source,omitempty"`
@@ -684,7 +902,7 @@ type Cause struct {
 
 func (x *Cause) Reset() {
 	*x = Cause{}
-	mi := &file_webhooks_v1_billing_proto_msgTypes[6]
+	mi := &file_webhooks_v1_billing_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -696,7 +914,7 @@ func (x *Cause) String() string {
 func (*Cause) ProtoMessage() {}
 
 func (x *Cause) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_billing_proto_msgTypes[6]
+	mi := &file_webhooks_v1_billing_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -709,7 +927,7 @@ func (x *Cause) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cause.ProtoReflect.Descriptor instead.
 func (*Cause) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_billing_proto_rawDescGZIP(), []int{6}
+	return file_webhooks_v1_billing_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Cause) GetSource() string {
@@ -737,16 +955,22 @@ var File_webhooks_v1_billing_proto protoreflect.FileDescriptor
 
 const file_webhooks_v1_billing_proto_rawDesc = "" +
 	"\n" +
-	"\x19webhooks/v1/billing.proto\x12\vwebhooks.v1\"\xee\x02\n" +
+	"\x19webhooks/v1/billing.proto\x12\vwebhooks.v1\"\x89\x04\n" +
 	"\rBillingRecord\x12'\n" +
 	"\x0forganization_id\x18\x01 \x01(\tR\x0eorganizationId\x12?\n" +
 	"\rsubscriptions\x18\x02 \x03(\v2\x19.webhooks.v1.SubscriptionR\rsubscriptions\x12<\n" +
 	"\flast_payment\x18\x03 \x01(\v2\x14.webhooks.v1.PaymentH\x00R\vlastPayment\x88\x01\x01\x12C\n" +
 	"\flast_failure\x18\x04 \x01(\v2\x1b.webhooks.v1.PaymentFailureH\x01R\vlastFailure\x88\x01\x01\x12&\n" +
 	"\x0fcreated_unix_ms\x18\x05 \x01(\x03R\rcreatedUnixMs\x12&\n" +
-	"\x0fupdated_unix_ms\x18\x06 \x01(\x03R\rupdatedUnixMsB\x0f\n" +
+	"\x0fupdated_unix_ms\x18\x06 \x01(\x03R\rupdatedUnixMs\x12!\n" +
+	"\fcustomer_ids\x18\a \x03(\tR\vcustomerIds\x12\x16\n" +
+	"\x06status\x18\b \x01(\tR\x06status\x12\x12\n" +
+	"\x04plan\x18\t \x01(\tR\x04plan\x12*\n" +
+	"\x11evaluated_unix_ms\x18\n" +
+	" \x01(\x03R\x0fevaluatedUnixMs\x12\x1e\n" +
+	"\vdue_unix_ms\x18\v \x01(\x03R\tdueUnixMsB\x0f\n" +
 	"\r_last_paymentB\x0f\n" +
-	"\r_last_failure\"\xb1\x05\n" +
+	"\r_last_failure\"\xf5\x04\n" +
 	"\fSubscription\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1f\n" +
 	"\vcustomer_id\x18\x02 \x01(\tR\n" +
@@ -760,12 +984,23 @@ const file_webhooks_v1_billing_proto_rawDesc = "" +
 	"\rended_unix_ms\x18\t \x01(\x03R\vendedUnixMs\x12)\n" +
 	"\x11trial_end_unix_ms\x18\n" +
 	" \x01(\x03R\x0etrialEndUnixMs\x12\x1a\n" +
-	"\blivemode\x18\v \x01(\bR\blivemode\x12+\n" +
-	"\x12last_event_unix_ms\x18\f \x01(\x03R\x0flastEventUnixMs\x12&\n" +
-	"\x0flast_event_rank\x18\r \x01(\rR\rlastEventRank\x12\"\n" +
-	"\rlast_event_id\x18\x0e \x01(\tR\vlastEventId\x122\n" +
-	"\x16past_due_since_unix_ms\x18\x0f \x01(\x03R\x12pastDueSinceUnixMs\x12?\n" +
-	"\x1dpast_due_period_start_unix_ms\x18\x10 \x01(\x03R\x18pastDuePeriodStartUnixMs\"\xa9\x01\n" +
+	"\blivemode\x18\v \x01(\bR\blivemode\x12=\n" +
+	"\bposition\x18\f \x01(\v2!.webhooks.v1.SubscriptionPositionR\bposition\x12/\n" +
+	"\bpast_due\x18\r \x03(\v2\x14.webhooks.v1.PastDueR\apastDue\x125\n" +
+	"\x06mapped\x18\x0e \x01(\v2\x18.webhooks.v1.MappedItemsH\x00R\x06mapped\x88\x01\x01B\t\n" +
+	"\a_mapped\"\xb6\x01\n" +
+	"\x14SubscriptionPosition\x12\x1a\n" +
+	"\bterminal\x18\x01 \x01(\bR\bterminal\x12\"\n" +
+	"\revent_unix_ms\x18\x02 \x01(\x03R\veventUnixMs\x12\x12\n" +
+	"\x04rank\x18\x03 \x01(\rR\x04rank\x12/\n" +
+	"\x14period_start_unix_ms\x18\x04 \x01(\x03R\x11periodStartUnixMs\x12\x19\n" +
+	"\bevent_id\x18\x05 \x01(\tR\aeventId\"\x81\x01\n" +
+	"\vMappedItems\x12=\n" +
+	"\bposition\x18\x01 \x01(\v2!.webhooks.v1.SubscriptionPositionR\bposition\x123\n" +
+	"\x05items\x18\x02 \x03(\v2\x1d.webhooks.v1.SubscriptionItemR\x05items\"^\n" +
+	"\aPastDue\x12/\n" +
+	"\x14period_start_unix_ms\x18\x01 \x01(\x03R\x11periodStartUnixMs\x12\"\n" +
+	"\rsince_unix_ms\x18\x02 \x01(\x03R\vsinceUnixMs\"\xa9\x01\n" +
 	"\x10SubscriptionItem\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x19\n" +
 	"\bprice_id\x18\x02 \x01(\tR\apriceId\x12\x1d\n" +
@@ -832,31 +1067,39 @@ func file_webhooks_v1_billing_proto_rawDescGZIP() []byte {
 	return file_webhooks_v1_billing_proto_rawDescData
 }
 
-var file_webhooks_v1_billing_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
+var file_webhooks_v1_billing_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
 var file_webhooks_v1_billing_proto_goTypes = []any{
 	(*BillingRecord)(nil),            // 0: webhooks.v1.BillingRecord
 	(*Subscription)(nil),             // 1: webhooks.v1.Subscription
-	(*SubscriptionItem)(nil),         // 2: webhooks.v1.SubscriptionItem
-	(*Payment)(nil),                  // 3: webhooks.v1.Payment
-	(*PaymentFailure)(nil),           // 4: webhooks.v1.PaymentFailure
-	(*TenantCapabilitySnapshot)(nil), // 5: webhooks.v1.TenantCapabilitySnapshot
-	(*Cause)(nil),                    // 6: webhooks.v1.Cause
-	nil,                              // 7: webhooks.v1.TenantCapabilitySnapshot.CapabilitiesEntry
-	nil,                              // 8: webhooks.v1.TenantCapabilitySnapshot.LimitsEntry
+	(*SubscriptionPosition)(nil),     // 2: webhooks.v1.SubscriptionPosition
+	(*MappedItems)(nil),              // 3: webhooks.v1.MappedItems
+	(*PastDue)(nil),                  // 4: webhooks.v1.PastDue
+	(*SubscriptionItem)(nil),         // 5: webhooks.v1.SubscriptionItem
+	(*Payment)(nil),                  // 6: webhooks.v1.Payment
+	(*PaymentFailure)(nil),           // 7: webhooks.v1.PaymentFailure
+	(*TenantCapabilitySnapshot)(nil), // 8: webhooks.v1.TenantCapabilitySnapshot
+	(*Cause)(nil),                    // 9: webhooks.v1.Cause
+	nil,                              // 10: webhooks.v1.TenantCapabilitySnapshot.CapabilitiesEntry
+	nil,                              // 11: webhooks.v1.TenantCapabilitySnapshot.LimitsEntry
 }
 var file_webhooks_v1_billing_proto_depIdxs = []int32{
-	1, // 0: webhooks.v1.BillingRecord.subscriptions:type_name -> webhooks.v1.Subscription
-	3, // 1: webhooks.v1.BillingRecord.last_payment:type_name -> webhooks.v1.Payment
-	4, // 2: webhooks.v1.BillingRecord.last_failure:type_name -> webhooks.v1.PaymentFailure
-	2, // 3: webhooks.v1.Subscription.items:type_name -> webhooks.v1.SubscriptionItem
-	7, // 4: webhooks.v1.TenantCapabilitySnapshot.capabilities:type_name -> webhooks.v1.TenantCapabilitySnapshot.CapabilitiesEntry
-	8, // 5: webhooks.v1.TenantCapabilitySnapshot.limits:type_name -> webhooks.v1.TenantCapabilitySnapshot.LimitsEntry
-	6, // 6: webhooks.v1.TenantCapabilitySnapshot.cause:type_name -> webhooks.v1.Cause
-	7, // [7:7] is the sub-list for method output_type
-	7, // [7:7] is the sub-list for method input_type
-	7, // [7:7] is the sub-list for extension type_name
-	7, // [7:7] is the sub-list for extension extendee
-	0, // [0:7] is the sub-list for field type_name
+	1,  // 0: webhooks.v1.BillingRecord.subscriptions:type_name -> webhooks.v1.Subscription
+	6,  // 1: webhooks.v1.BillingRecord.last_payment:type_name -> webhooks.v1.Payment
+	7,  // 2: webhooks.v1.BillingRecord.last_failure:type_name -> webhooks.v1.PaymentFailure
+	5,  // 3: webhooks.v1.Subscription.items:type_name -> webhooks.v1.SubscriptionItem
+	2,  // 4: webhooks.v1.Subscription.position:type_name -> webhooks.v1.SubscriptionPosition
+	4,  // 5: webhooks.v1.Subscription.past_due:type_name -> webhooks.v1.PastDue
+	3,  // 6: webhooks.v1.Subscription.mapped:type_name -> webhooks.v1.MappedItems
+	2,  // 7: webhooks.v1.MappedItems.position:type_name -> webhooks.v1.SubscriptionPosition
+	5,  // 8: webhooks.v1.MappedItems.items:type_name -> webhooks.v1.SubscriptionItem
+	10, // 9: webhooks.v1.TenantCapabilitySnapshot.capabilities:type_name -> webhooks.v1.TenantCapabilitySnapshot.CapabilitiesEntry
+	11, // 10: webhooks.v1.TenantCapabilitySnapshot.limits:type_name -> webhooks.v1.TenantCapabilitySnapshot.LimitsEntry
+	9,  // 11: webhooks.v1.TenantCapabilitySnapshot.cause:type_name -> webhooks.v1.Cause
+	12, // [12:12] is the sub-list for method output_type
+	12, // [12:12] is the sub-list for method input_type
+	12, // [12:12] is the sub-list for extension type_name
+	12, // [12:12] is the sub-list for extension extendee
+	0,  // [0:12] is the sub-list for field type_name
 }
 
 func init() { file_webhooks_v1_billing_proto_init() }
@@ -865,14 +1108,15 @@ func file_webhooks_v1_billing_proto_init() {
 		return
 	}
 	file_webhooks_v1_billing_proto_msgTypes[0].OneofWrappers = []any{}
-	file_webhooks_v1_billing_proto_msgTypes[2].OneofWrappers = []any{}
+	file_webhooks_v1_billing_proto_msgTypes[1].OneofWrappers = []any{}
+	file_webhooks_v1_billing_proto_msgTypes[5].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_webhooks_v1_billing_proto_rawDesc), len(file_webhooks_v1_billing_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   9,
+			NumMessages:   12,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
