@@ -3,7 +3,14 @@
 package kafka
 
 import (
+	"context"
+	"log/slog"
+	"time"
+
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/plugin/kslog"
+
+	"github.com/betterdata/webhooks/schemas"
 )
 
 // Config is how to reach the cluster.
@@ -20,18 +27,95 @@ type Config struct {
 // Topic is the full name of a topic.
 func (c Config) Topic(name string) string { return c.TopicPrefix + name }
 
+// PartitionOf is the partition of a routing key in the plan's topics.
+func (c Config) PartitionOf(key string) int32 { return PartitionOf(key, c.Partitions) }
+
 // PartitionOf is the partition of a routing key: murmur2, as the Java client and kgo's default partitioner do it, so
 // that any Kafka tool finds a key where it is. The result never changes for a key; it is bound to the partition count.
 func PartitionOf(key string, partitions int32) int32 {
-	return int32(partitioner(key, partitions))
+	// Java's toPositive: the sign bit is dropped, not negated.
+	return int32(murmur2(key)&0x7fffffff) % partitions
 }
 
-func partitioner(key string, partitions int32) int {
-	return kgo.KafkaHasher(murmur2)([]byte(key), int(partitions))
+// ReadHeader is the value of a record's first header with that key, or "".
+func ReadHeader(headers []kgo.RecordHeader, key string) string {
+	for i := range headers {
+		if headers[i].Key == key {
+			return string(headers[i].Value)
+		}
+	}
+	return ""
 }
+
+// Options are those of every client: brokers, name, logging. A request to a broker that is away is retried for as long
+// as its caller waits; a context bounds it.
+func Options(cfg Config, log *slog.Logger) []kgo.Opt {
+	return []kgo.Opt{
+		kgo.SeedBrokers(cfg.Brokers...),
+		kgo.ClientID("webhooks"),
+		kgo.WithLogger(kslog.New(slog.New(quiet{log.Handler()}))),
+		// A broker that came back must be noticed in the time a test, or a merchant, waits.
+		kgo.MetadataMinAge(250 * time.Millisecond),
+		kgo.RetryBackoffFn(retryBackoff),
+	}
+}
+
+// retryBackoff doubles from 50 ms to 1 s: a restarted broker is found within a second, a dead one is not hammered.
+func retryBackoff(fails int) time.Duration {
+	if fails > 5 {
+		return time.Second
+	}
+	return 50 * time.Millisecond << max(fails-1, 0)
+}
+
+// ProducerLimits bounds what a producer keeps in memory while the cluster is slow or away.
+type ProducerLimits struct {
+	// Records and Bytes buffered; TryProduce fails with kgo.ErrMaxBuffered beyond either.
+	Records int
+	Bytes   int
+	// Timeout ends a record that the cluster has not acknowledged; its promise gets an error. A record may still have
+	// been written: the caller repeats it with the same id.
+	Timeout time.Duration
+	// Linger collects records into larger batches; 0 sends at once.
+	Linger time.Duration
+}
+
+// ProducerOptions are those of an idempotent producer: acknowledged by all in-sync replicas, records never reordered or
+// doubled by a retry, partitions set by the caller (PartitionOf).
+func ProducerOptions(limits ProducerLimits) []kgo.Opt {
+	return []kgo.Opt{
+		kgo.RequiredAcks(kgo.AllISRAcks()),
+		kgo.RecordPartitioner(kgo.ManualPartitioner()),
+		kgo.MaxBufferedRecords(limits.Records),
+		kgo.MaxBufferedBytes(limits.Bytes),
+		kgo.RecordDeliveryTimeout(limits.Timeout),
+		kgo.ProducerLinger(limits.Linger),
+		kgo.ProducerBatchMaxBytes(schemas.MaxRecordBytes),
+	}
+}
+
+// NewProducer makes a client for producing outside of transactions. The caller closes it.
+func NewProducer(cfg Config, limits ProducerLimits, log *slog.Logger, extra ...kgo.Opt) (*kgo.Client, error) {
+	opts := append(Options(cfg, log), ProducerOptions(limits)...)
+	return kgo.NewClient(append(opts, extra...)...)
+}
+
+// quiet keeps the client's own notices out of the log below warnings: it reports every transaction and rebalance at
+// info. Set the handler's level to debug to see them.
+type quiet struct{ slog.Handler }
+
+func (q quiet) Enabled(ctx context.Context, level slog.Level) bool {
+	if level >= slog.LevelWarn {
+		return q.Handler.Enabled(ctx, level)
+	}
+	return q.Handler.Enabled(ctx, slog.LevelDebug)
+}
+
+func (q quiet) WithAttrs(attrs []slog.Attr) slog.Handler { return quiet{q.Handler.WithAttrs(attrs)} }
+func (q quiet) WithGroup(name string) slog.Handler       { return quiet{q.Handler.WithGroup(name)} }
 
 // murmur2 is Kafka's 32-bit hash of a key (org.apache.kafka.common.utils.Utils.murmur2).
-func murmur2(b []byte) uint32 {
+func murmur2(b string) uint32 {
 	const (
 		seed = 0x9747b28c
 		m    = 0x5bd1e995
