@@ -1,0 +1,214 @@
+package table
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"github.com/betterdata/webhooks/internal/kafka"
+)
+
+// freshenEvery is how often an idle copy proves to itself that it is current; it bounds how coarse Age is.
+const freshenEvery = time.Second
+
+// latestOffset asks ListOffsets for the end of the log; read committed, that is the last stable offset (KIP-98).
+const latestOffset = -1
+
+// place is the topic as it stands on the cluster.
+type place struct {
+	id     [16]byte
+	starts []int64
+	// ends are high watermarks: no committed position lies beyond them.
+	ends []int64
+}
+
+// locate finds the topic, trying until ctx ends while the cluster cannot be reached.
+func (c *Copy) locate(ctx context.Context) (*place, error) {
+	wait := backoff.NewExponentialBackOff()
+	wait.InitialInterval, wait.MaxInterval = 100*time.Millisecond, 2*time.Second
+	return backoff.Retry(ctx, func() (*place, error) {
+		at, err := c.look(ctx)
+		if err != nil {
+			c.log.Debug("table not found yet", "error", err)
+		}
+		return at, err
+	}, backoff.WithBackOff(wait), backoff.WithMaxElapsedTime(time.Minute))
+}
+
+func (c *Copy) look(ctx context.Context) (*place, error) {
+	admin, topic := kadm.NewClient(c.client), c.topic()
+	topics, err := admin.ListTopics(ctx, topic)
+	if err != nil {
+		return nil, fmt.Errorf("find topic %s: %w", topic, err)
+	}
+	found := topics[topic]
+	if found.Err != nil {
+		return nil, fmt.Errorf("find topic %s: %w", topic, found.Err)
+	}
+	n := len(found.Partitions)
+	at := &place{id: found.ID, starts: make([]int64, n), ends: make([]int64, n)}
+	starts, err := admin.ListStartOffsets(ctx, topic)
+	if err == nil {
+		err = starts.Error()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list first offsets of %s: %w", topic, err)
+	}
+	ends, err := admin.ListEndOffsets(ctx, topic)
+	if err == nil {
+		err = ends.Error()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list last offsets of %s: %w", topic, err)
+	}
+	for p := range n {
+		start, okStart := starts.Lookup(topic, int32(p))
+		end, okEnd := ends.Lookup(topic, int32(p))
+		if !okStart || !okEnd {
+			return nil, fmt.Errorf("partition %d of %s has no offsets", p, topic)
+		}
+		at.starts[p], at.ends[p] = start.Offset, end.Offset
+	}
+	return at, nil
+}
+
+// WaitCurrent is the read barrier: it returns once the copy holds every change of the routing key's partition that
+// was committed when it was called. It does not see transactions that are still open, nor wait for them.
+func (c *Copy) WaitCurrent(ctx context.Context, routingKey string) error {
+	// The position of a copy that has not begun is unknown.
+	if err := c.Wait(ctx, func() (bool, error) { return c.place.Load() != nil, nil }); err != nil {
+		return err
+	}
+	p := kafka.PartitionOf(routingKey, int32(len(c.place.Load().starts)))
+	stable, err := c.stableOffsets(ctx, p)
+	if err != nil {
+		return fmt.Errorf("read barrier of %s, partition %d: %w", c.cfg.Topic, p, err)
+	}
+	return c.waitReached(ctx, stable)
+}
+
+// Wait returns once cond does, asking it again after each batch applied; its error ends the wait.
+func (c *Copy) Wait(ctx context.Context, cond func() (bool, error)) error {
+	for {
+		c.mu.Lock()
+		changed := c.changed
+		c.mu.Unlock()
+		if ok, err := cond(); err != nil || ok {
+			return err
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return fmt.Errorf("wait for table %s: %w", c.cfg.Topic, ctx.Err())
+		}
+	}
+}
+
+// Age is for how long the copy may have missed changes; before it has first caught up, a day.
+func (c *Copy) Age() time.Duration {
+	fresh := c.freshTime()
+	if fresh.IsZero() {
+		return 24 * time.Hour
+	}
+	return max(0, time.Since(fresh))
+}
+
+// freshTime is the newest time at which the copy is known to have held all that was committed; zero when none is.
+func (c *Copy) freshTime() time.Time {
+	fresh := c.fresh.Load()
+	if fresh == 0 {
+		return time.Time{}
+	}
+	return time.Unix(0, fresh)
+}
+
+// keepFresh records, about once a second, that the copy has reached all that was committed a moment ago. It returns
+// an error when the copy was cut off for so long that tombstones may have passed it by.
+func (c *Copy) keepFresh(ctx context.Context) error {
+	all := make([]int32, len(c.place.Load().starts))
+	for p := range all {
+		all[p] = int32(p)
+	}
+	for {
+		asked := time.Now()
+		stable, err := c.stableOffsets(ctx, all...)
+		if err == nil {
+			err = c.waitReached(ctx, stable)
+		}
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case err == nil && c.fresh.Load() != 0 && asked.Sub(c.freshTime()) > maxAge:
+			return errors.Join(errors.New("cut off from Kafka for too long; the copy is rebuilt at the next start"), c.store.disown())
+		case err != nil:
+			c.log.Debug("cannot tell whether the table is current", "error", err)
+		case c.fresh.Swap(asked.UnixNano()) == 0:
+			c.log.Info("table copy is current")
+		}
+		select {
+		case <-time.After(freshenEvery):
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+func (c *Copy) waitReached(ctx context.Context, stable map[int32]int64) error {
+	return c.Wait(ctx, func() (bool, error) {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		for p, offset := range stable {
+			if c.reached[p] < offset {
+				return false, nil
+			}
+		}
+		return true, nil
+	})
+}
+
+// stableOffsets asks the partitions' leaders for their last stable offsets.
+func (c *Copy) stableOffsets(ctx context.Context, partitions ...int32) (map[int32]int64, error) {
+	topic := kmsg.NewListOffsetsRequestTopic()
+	topic.Topic = c.topic()
+	for _, p := range partitions {
+		part := kmsg.NewListOffsetsRequestTopicPartition()
+		part.Partition, part.Timestamp = p, latestOffset
+		topic.Partitions = append(topic.Partitions, part)
+	}
+	req := kmsg.NewPtrListOffsetsRequest()
+	req.ReplicaID, req.IsolationLevel = -1, 1
+	req.Topics = append(req.Topics, topic)
+
+	stable := make(map[int32]int64, len(partitions))
+	for _, shard := range c.client.RequestSharded(ctx, req) {
+		if shard.Err != nil {
+			return nil, fmt.Errorf("list stable offsets: %w", shard.Err)
+		}
+		for _, t := range shard.Resp.(*kmsg.ListOffsetsResponse).Topics {
+			for _, p := range t.Partitions {
+				if err := kerr.ErrorForCode(p.ErrorCode); err != nil {
+					return nil, fmt.Errorf("list stable offset of partition %d: %w", p.Partition, err)
+				}
+				stable[p.Partition] = p.Offset
+			}
+		}
+	}
+	if len(stable) != len(partitions) {
+		return nil, fmt.Errorf("list stable offsets: %d of %d partitions answered", len(stable), len(partitions))
+	}
+	return stable, nil
+}
+
+// announce wakes everyone who waits for a change.
+func (c *Copy) announce() {
+	c.mu.Lock()
+	close(c.changed)
+	c.changed = make(chan struct{})
+	c.mu.Unlock()
+}
