@@ -22,6 +22,8 @@ const (
 	drainTimeout = 15 * time.Second
 	// maxBodyBytes bounds the bodies of management requests.
 	maxBodyBytes = 1 << 20
+	// maxHeaderBytes bounds a request's line and headers together.
+	maxHeaderBytes = 16 << 10
 )
 
 // NewServer makes a server with the limits that every API of ours has. Callers may change them before it serves.
@@ -33,6 +35,7 @@ func NewServer(handler fasthttp.RequestHandler) *fasthttp.Server {
 		WriteTimeout:          writeTimeout,
 		IdleTimeout:           idleTimeout,
 		MaxRequestBodySize:    maxBodyBytes,
+		ReadBufferSize:        maxHeaderBytes,
 		CloseOnShutdown:       true,
 		NoDefaultServerHeader: true,
 		NoDefaultContentType:  true,
