@@ -1,0 +1,152 @@
+package testenv
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+)
+
+// Server is a server process that a test may break. It ends with the test process, and its folder with it.
+type Server struct {
+	ready  func(ctx context.Context) error
+	output string
+
+	mu    sync.Mutex
+	in    io.WriteCloser
+	lines *bufio.Reader
+}
+
+// scratchFolder is this test process's folder: the host program, the built product, a folder for each server.
+type scratchFolder struct {
+	path string
+	// remover is a host without a server: it removes the folder when this process ends.
+	remover *Server
+}
+
+var scratch = sync.OnceValues(func() (scratchFolder, error) {
+	folder, err := os.MkdirTemp("", "webhooks-test-")
+	if err != nil {
+		return scratchFolder{}, err
+	}
+	program := hostProgram(folder)
+	if err := goBuild(program, "github.com/betterdata/webhooks/internal/testenv/host"); err != nil {
+		return scratchFolder{}, err
+	}
+	remover, err := newServer(program, folder, nil, nil)
+	return scratchFolder{folder, remover}, err
+})
+
+// hostProgram is the built command internal/testenv/host.
+func hostProgram(scratch string) string { return filepath.Join(scratch, "host") }
+
+// newFolder is a folder for one server.
+func newFolder(pattern string) (string, error) {
+	root, err := scratch()
+	if err != nil {
+		return "", err
+	}
+	return os.MkdirTemp(root.path, pattern)
+}
+
+// goBuild builds a program of this module without the race detector.
+func goBuild(program, pkg string) error {
+	out, err := exec.Command("go", "build", "-o", program, pkg).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("go build %s: %w\n%s", pkg, err, out)
+	}
+	return nil
+}
+
+// newServer makes a host process for command, which Start starts. folder is removed when this process ends.
+func newServer(program, folder string, command []string, ready func(ctx context.Context) error) (*Server, error) {
+	s := &Server{ready: ready, output: filepath.Join(folder, "output.log")}
+	host := exec.Command(program, append([]string{"-folder", folder, "-output", s.output}, command...)...)
+	host.Stderr = os.Stderr
+	var err error
+	if s.in, err = host.StdinPipe(); err != nil {
+		return nil, err
+	}
+	out, err := host.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	s.lines = bufio.NewReader(out)
+	return s, host.Start()
+}
+
+// Start starts the server on its ports and data and returns when it answers.
+func (s *Server) Start(ctx context.Context) error {
+	if err := s.say("start"); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	if err := s.ready(ctx); err != nil {
+		out, _ := os.ReadFile(s.output)
+		return fmt.Errorf("%w\n%s", err, out[max(0, len(out)-4000):])
+	}
+	return nil
+}
+
+// Kill is SIGKILL.
+func (s *Server) Kill() error { return s.say("kill") }
+
+// End is SIGTERM; it returns when the server is gone.
+func (s *Server) End() error { return s.say("end") }
+
+// Stop is SIGSTOP: connections stay open, and nothing answers.
+func (s *Server) Stop() error { return s.say("stop") }
+
+// Cont is SIGCONT.
+func (s *Server) Cont() error { return s.say("cont") }
+
+// Restart is Kill, then Start on the same ports and data.
+func (s *Server) Restart(ctx context.Context) error {
+	return errors.Join(s.Kill(), s.Start(ctx))
+}
+
+// close ends the host, which kills the server and removes its folder.
+func (s *Server) close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	_ = s.in.Close()
+	_, _ = io.Copy(io.Discard, s.lines)
+}
+
+func (s *Server) say(line string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, err := fmt.Fprintln(s.in, line); err != nil {
+		return fmt.Errorf("%s server: %w", line, err)
+	}
+	answer, err := s.lines.ReadString('\n')
+	if err != nil {
+		return fmt.Errorf("%s server: its host is gone: %w", line, err)
+	}
+	if answer = strings.TrimSpace(answer); answer != "ok" {
+		return fmt.Errorf("%s server: %s", line, answer)
+	}
+	return nil
+}
+
+// freeAddr is a free address of this machine. Its port is below the range that outgoing connections use, so that it is
+// still free when a killed server starts again.
+func freeAddr() (string, error) {
+	for range 100 {
+		addr := fmt.Sprintf("127.0.0.1:%d", 20000+rand.IntN(10000))
+		ln, err := net.Listen("tcp", addr)
+		if err == nil {
+			return addr, ln.Close()
+		}
+	}
+	return "", errors.New("no free port between 20000 and 30000")
+}
