@@ -253,7 +253,7 @@ type UpdateEndpoint struct {
 	state      protoimpl.MessageState `protogen:"open.v1"`
 	EndpointId string                 `protobuf:"bytes,1,opt,name=endpoint_id,json=endpointId,proto3" json:"endpoint_id,omitempty"`
 	PatchJson  []byte                 `protobuf:"bytes,2,opt,name=patch_json,json=patchJson,proto3" json:"patch_json,omitempty"`
-	// Set when the patch named `headers`: the whole new set.
+	// Set when the patch gave `headers` an object; a null stays in patch_json.
 	Headers *SealedHeaders `protobuf:"bytes,3,opt,name=headers,proto3,oneof" json:"headers,omitempty"`
 	// Set when the patch named `secret`.
 	Secret *SigningSecret `protobuf:"bytes,4,opt,name=secret,proto3,oneof" json:"secret,omitempty"`
@@ -336,10 +336,13 @@ func (x *UpdateEndpoint) GetPublicKey() string {
 	return ""
 }
 
+// SealedHeaders is what a merge patch does to an endpoint's headers.
 type SealedHeaders struct {
-	state  protoimpl.MessageState `protogen:"open.v1"`
-	Names  []string               `protobuf:"bytes,1,rep,name=names,proto3" json:"names,omitempty"`
-	Sealed []byte                 `protobuf:"bytes,2,opt,name=sealed,proto3" json:"sealed,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Names sent with a value: a new one, which is in sealed, or the mask, which keeps the old one.
+	Names []string `protobuf:"bytes,1,rep,name=names,proto3" json:"names,omitempty"`
+	// JSON object of the new values, sealed for the endpoint's headers.
+	Sealed []byte `protobuf:"bytes,2,opt,name=sealed,proto3" json:"sealed,omitempty"`
 	// Names whose value the patch takes away (null).
 	Removed       []string `protobuf:"bytes,3,rep,name=removed,proto3" json:"removed,omitempty"`
 	unknownFields protoimpl.UnknownFields
