@@ -113,7 +113,7 @@ func MayBeSet(name string) bool {
 		}
 	}
 	switch name {
-	case "host", "content-length", "content-type", "content-encoding", "transfer-encoding", "user-agent", "connection",
+	case "host", "content-length", "content-type", "content-encoding", "transfer-encoding", "accept-encoding", "user-agent", "connection",
 		"keep-alive", "te", "trailer", "upgrade", "expect":
 		return false
 	}

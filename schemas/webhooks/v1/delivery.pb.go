@@ -165,7 +165,9 @@ type Deliveries struct {
 	EndpointSetVersion uint64    `protobuf:"varint,2,opt,name=endpoint_set_version,json=endpointSetVersion,proto3" json:"endpoint_set_version,omitempty"`
 	Targets            []*Target `protobuf:"bytes,3,rep,name=targets,proto3" json:"targets,omitempty"`
 	// `rpl_…` for a replay.
-	ReplayId      string `protobuf:"bytes,4,opt,name=replay_id,json=replayId,proto3" json:"replay_id,omitempty"`
+	ReplayId string `protobuf:"bytes,4,opt,name=replay_id,json=replayId,proto3" json:"replay_id,omitempty"`
+	// When fan-out made the deliveries: created_unix_ms of their first rows.
+	CreatedUnixMs int64 `protobuf:"varint,5,opt,name=created_unix_ms,json=createdUnixMs,proto3" json:"created_unix_ms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -226,6 +228,13 @@ func (x *Deliveries) GetReplayId() string {
 		return x.ReplayId
 	}
 	return ""
+}
+
+func (x *Deliveries) GetCreatedUnixMs() int64 {
+	if x != nil {
+		return x.CreatedUnixMs
+	}
+	return 0
 }
 
 type Target struct {
@@ -364,8 +373,11 @@ type WaitingState struct {
 	OrganizationId string `protobuf:"bytes,9,opt,name=organization_id,json=organizationId,proto3" json:"organization_id,omitempty"`
 	EventId        string `protobuf:"bytes,10,opt,name=event_id,json=eventId,proto3" json:"event_id,omitempty"`
 	EventType      string `protobuf:"bytes,11,opt,name=event_type,json=eventType,proto3" json:"event_type,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// The next attempt may be under way: written in a transaction before the attempt begins. A new owner who finds it
+	// sends the same number again and marks the row maybe_repeated.
+	Started       bool `protobuf:"varint,12,opt,name=started,proto3" json:"started,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *WaitingState) Reset() {
@@ -475,6 +487,13 @@ func (x *WaitingState) GetEventType() string {
 	return ""
 }
 
+func (x *WaitingState) GetStarted() bool {
+	if x != nil {
+		return x.Started
+	}
+	return false
+}
+
 var File_webhooks_v1_delivery_proto protoreflect.FileDescriptor
 
 const file_webhooks_v1_delivery_proto_rawDesc = "" +
@@ -485,13 +504,14 @@ const file_webhooks_v1_delivery_proto_rawDesc = "" +
 	"\x0forganization_id\x18\x02 \x01(\tR\x0eorganizationId\x12\x12\n" +
 	"\x04type\x18\x03 \x01(\tR\x04type\x12(\n" +
 	"\x10accepted_unix_ms\x18\x04 \x01(\x03R\x0eacceptedUnixMs\x12\x12\n" +
-	"\x04body\x18\x05 \x01(\fR\x04body\"\xbc\x01\n" +
+	"\x04body\x18\x05 \x01(\fR\x04body\"\xe4\x01\n" +
 	"\n" +
 	"Deliveries\x120\n" +
 	"\x05event\x18\x01 \x01(\v2\x1a.webhooks.v1.OutboundEventR\x05event\x120\n" +
 	"\x14endpoint_set_version\x18\x02 \x01(\x04R\x12endpointSetVersion\x12-\n" +
 	"\atargets\x18\x03 \x03(\v2\x13.webhooks.v1.TargetR\atargets\x12\x1b\n" +
-	"\treplay_id\x18\x04 \x01(\tR\breplayId\"u\n" +
+	"\treplay_id\x18\x04 \x01(\tR\breplayId\x12&\n" +
+	"\x0fcreated_unix_ms\x18\x05 \x01(\x03R\rcreatedUnixMs\"u\n" +
 	"\x06Target\x12\x1f\n" +
 	"\vdelivery_id\x18\x01 \x01(\tR\n" +
 	"deliveryId\x12\x1f\n" +
@@ -500,7 +520,7 @@ const file_webhooks_v1_delivery_proto_rawDesc = "" +
 	"\x10endpoint_version\x18\x03 \x01(\x04R\x0fendpointVersion\"_\n" +
 	"\x0eWaitingPayload\x120\n" +
 	"\x05event\x18\x01 \x01(\v2\x1a.webhooks.v1.OutboundEventR\x05event\x12\x1b\n" +
-	"\treplay_id\x18\x02 \x01(\tR\breplayId\"\x86\x03\n" +
+	"\treplay_id\x18\x02 \x01(\tR\breplayId\"\xa0\x03\n" +
 	"\fWaitingState\x12\x1f\n" +
 	"\vendpoint_id\x18\x01 \x01(\tR\n" +
 	"endpointId\x12\x1a\n" +
@@ -516,7 +536,8 @@ const file_webhooks_v1_delivery_proto_rawDesc = "" +
 	"\bevent_id\x18\n" +
 	" \x01(\tR\aeventId\x12\x1d\n" +
 	"\n" +
-	"event_type\x18\v \x01(\tR\teventType*\xbc\x01\n" +
+	"event_type\x18\v \x01(\tR\teventType\x12\x18\n" +
+	"\astarted\x18\f \x01(\bR\astarted*\xbc\x01\n" +
 	"\rWaitingReason\x12\x1e\n" +
 	"\x1aWAITING_REASON_UNSPECIFIED\x10\x00\x12\x1a\n" +
 	"\x16WAITING_REASON_BACKOFF\x10\x01\x12\x1c\n" +
