@@ -143,16 +143,16 @@ func TestParseSecret(t *testing.T) {
 		secret string
 		ok     bool
 	}{
-		"fresh":         {NewSecret(), true},
-		"24 bytes":      {text(24), true},
-		"64 bytes":      {text(64), true},
-		"23 bytes":      {text(23), false},
-		"65 bytes":      {text(65), false},
-		"no prefix":     {strings.TrimPrefix(NewSecret(), SecretPrefix), false},
-		"not base64":    {SecretPrefix + strings.Repeat("?", 32), false},
-		"private key":   {PrivateKeyPrefix + text(32)[len(SecretPrefix):], false},
-		"empty":         {SecretPrefix + "====", false},
-		"line end":      {text(24) + "\n", false},
+		"fresh":       {NewSecret(), true},
+		"24 bytes":    {text(24), true},
+		"64 bytes":    {text(64), true},
+		"23 bytes":    {text(23), false},
+		"65 bytes":    {text(65), false},
+		"no prefix":   {strings.TrimPrefix(NewSecret(), SecretPrefix), false},
+		"not base64":  {SecretPrefix + strings.Repeat("?", 32), false},
+		"private key": {PrivateKeyPrefix + text(32)[len(SecretPrefix):], false},
+		"empty":       {SecretPrefix + "====", false},
+		"line end":    {text(24) + "\n", false},
 	} {
 		_, err := ParseSecret(c.secret)
 		if c.ok {
