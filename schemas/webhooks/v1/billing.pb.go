@@ -570,12 +570,14 @@ func (x *SubscriptionItem) GetQuantity() int64 {
 	return 0
 }
 
+// Payment is the newest invoice.paid.
 type Payment struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
 	InvoiceId string                 `protobuf:"bytes,1,opt,name=invoice_id,json=invoiceId,proto3" json:"invoice_id,omitempty"`
-	Amount    int64                  `protobuf:"varint,2,opt,name=amount,proto3" json:"amount,omitempty"`
-	Currency  string                 `protobuf:"bytes,3,opt,name=currency,proto3" json:"currency,omitempty"`
-	AtUnixMs  int64                  `protobuf:"varint,4,opt,name=at_unix_ms,json=atUnixMs,proto3" json:"at_unix_ms,omitempty"`
+	// Unset when the invoice did not say.
+	Amount   *int64 `protobuf:"varint,2,opt,name=amount,proto3,oneof" json:"amount,omitempty"`
+	Currency string `protobuf:"bytes,3,opt,name=currency,proto3" json:"currency,omitempty"`
+	AtUnixMs int64  `protobuf:"varint,4,opt,name=at_unix_ms,json=atUnixMs,proto3" json:"at_unix_ms,omitempty"`
 	// Tie-break of equal times, so that all orders of arrival agree.
 	EventId       string `protobuf:"bytes,5,opt,name=event_id,json=eventId,proto3" json:"event_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -620,8 +622,8 @@ func (x *Payment) GetInvoiceId() string {
 }
 
 func (x *Payment) GetAmount() int64 {
-	if x != nil {
-		return x.Amount
+	if x != nil && x.Amount != nil {
+		return *x.Amount
 	}
 	return 0
 }
@@ -647,15 +649,17 @@ func (x *Payment) GetEventId() string {
 	return ""
 }
 
+// PaymentFailure is the newest invoice.payment_failed.
 type PaymentFailure struct {
-	state             protoimpl.MessageState `protogen:"open.v1"`
-	InvoiceId         string                 `protobuf:"bytes,1,opt,name=invoice_id,json=invoiceId,proto3" json:"invoice_id,omitempty"`
-	Amount            int64                  `protobuf:"varint,2,opt,name=amount,proto3" json:"amount,omitempty"`
-	Currency          string                 `protobuf:"bytes,3,opt,name=currency,proto3" json:"currency,omitempty"`
-	AtUnixMs          int64                  `protobuf:"varint,4,opt,name=at_unix_ms,json=atUnixMs,proto3" json:"at_unix_ms,omitempty"`
-	AttemptCount      uint32                 `protobuf:"varint,5,opt,name=attempt_count,json=attemptCount,proto3" json:"attempt_count,omitempty"`
-	NextAttemptUnixMs int64                  `protobuf:"varint,6,opt,name=next_attempt_unix_ms,json=nextAttemptUnixMs,proto3" json:"next_attempt_unix_ms,omitempty"`
-	EventId           string                 `protobuf:"bytes,7,opt,name=event_id,json=eventId,proto3" json:"event_id,omitempty"`
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	InvoiceId string                 `protobuf:"bytes,1,opt,name=invoice_id,json=invoiceId,proto3" json:"invoice_id,omitempty"`
+	// Unset when the invoice did not say.
+	Amount            *int64 `protobuf:"varint,2,opt,name=amount,proto3,oneof" json:"amount,omitempty"`
+	Currency          string `protobuf:"bytes,3,opt,name=currency,proto3" json:"currency,omitempty"`
+	AtUnixMs          int64  `protobuf:"varint,4,opt,name=at_unix_ms,json=atUnixMs,proto3" json:"at_unix_ms,omitempty"`
+	AttemptCount      uint32 `protobuf:"varint,5,opt,name=attempt_count,json=attemptCount,proto3" json:"attempt_count,omitempty"`
+	NextAttemptUnixMs int64  `protobuf:"varint,6,opt,name=next_attempt_unix_ms,json=nextAttemptUnixMs,proto3" json:"next_attempt_unix_ms,omitempty"`
+	EventId           string `protobuf:"bytes,7,opt,name=event_id,json=eventId,proto3" json:"event_id,omitempty"`
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
 }
@@ -698,8 +702,8 @@ func (x *PaymentFailure) GetInvoiceId() string {
 }
 
 func (x *PaymentFailure) GetAmount() int64 {
-	if x != nil {
-		return x.Amount
+	if x != nil && x.Amount != nil {
+		return *x.Amount
 	}
 	return 0
 }
@@ -1009,25 +1013,27 @@ const file_webhooks_v1_billing_proto_rawDesc = "" +
 	"\n" +
 	"lookup_key\x18\x04 \x01(\tR\tlookupKey\x12\x1f\n" +
 	"\bquantity\x18\x05 \x01(\x03H\x00R\bquantity\x88\x01\x01B\v\n" +
-	"\t_quantity\"\x95\x01\n" +
+	"\t_quantity\"\xa5\x01\n" +
 	"\aPayment\x12\x1d\n" +
 	"\n" +
-	"invoice_id\x18\x01 \x01(\tR\tinvoiceId\x12\x16\n" +
-	"\x06amount\x18\x02 \x01(\x03R\x06amount\x12\x1a\n" +
+	"invoice_id\x18\x01 \x01(\tR\tinvoiceId\x12\x1b\n" +
+	"\x06amount\x18\x02 \x01(\x03H\x00R\x06amount\x88\x01\x01\x12\x1a\n" +
 	"\bcurrency\x18\x03 \x01(\tR\bcurrency\x12\x1c\n" +
 	"\n" +
 	"at_unix_ms\x18\x04 \x01(\x03R\batUnixMs\x12\x19\n" +
-	"\bevent_id\x18\x05 \x01(\tR\aeventId\"\xf2\x01\n" +
+	"\bevent_id\x18\x05 \x01(\tR\aeventIdB\t\n" +
+	"\a_amount\"\x82\x02\n" +
 	"\x0ePaymentFailure\x12\x1d\n" +
 	"\n" +
-	"invoice_id\x18\x01 \x01(\tR\tinvoiceId\x12\x16\n" +
-	"\x06amount\x18\x02 \x01(\x03R\x06amount\x12\x1a\n" +
+	"invoice_id\x18\x01 \x01(\tR\tinvoiceId\x12\x1b\n" +
+	"\x06amount\x18\x02 \x01(\x03H\x00R\x06amount\x88\x01\x01\x12\x1a\n" +
 	"\bcurrency\x18\x03 \x01(\tR\bcurrency\x12\x1c\n" +
 	"\n" +
 	"at_unix_ms\x18\x04 \x01(\x03R\batUnixMs\x12#\n" +
 	"\rattempt_count\x18\x05 \x01(\rR\fattemptCount\x12/\n" +
 	"\x14next_attempt_unix_ms\x18\x06 \x01(\x03R\x11nextAttemptUnixMs\x12\x19\n" +
-	"\bevent_id\x18\a \x01(\tR\aeventId\"\xe8\x05\n" +
+	"\bevent_id\x18\a \x01(\tR\aeventIdB\t\n" +
+	"\a_amount\"\xe8\x05\n" +
 	"\x18TenantCapabilitySnapshot\x12'\n" +
 	"\x0forganization_id\x18\x01 \x01(\tR\x0eorganizationId\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\x04R\aversion\x12\x12\n" +
@@ -1110,6 +1116,8 @@ func file_webhooks_v1_billing_proto_init() {
 	file_webhooks_v1_billing_proto_msgTypes[0].OneofWrappers = []any{}
 	file_webhooks_v1_billing_proto_msgTypes[1].OneofWrappers = []any{}
 	file_webhooks_v1_billing_proto_msgTypes[5].OneofWrappers = []any{}
+	file_webhooks_v1_billing_proto_msgTypes[6].OneofWrappers = []any{}
+	file_webhooks_v1_billing_proto_msgTypes[7].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{

@@ -1,0 +1,178 @@
+package billing
+
+import (
+	"slices"
+	"strings"
+
+	"github.com/betterdata/webhooks/internal/jsonscan"
+	webhooksv1 "github.com/betterdata/webhooks/schemas/webhooks/v1"
+)
+
+// Event is one of the five events, read.
+type Event struct {
+	Organization string
+	// ID is Stripe's id of the event, EventID ours of the same.
+	ID, EventID string
+	Type        string
+	// AcceptedUnixMS is when the edge took it.
+	AcceptedUnixMS int64
+
+	// CreatedUnixMS is when it occurred, in Stripe's resolution of a second.
+	CreatedUnixMS int64
+	Livemode      bool
+	CustomerID    string
+	// One of the two is set.
+	Subscription *webhooksv1.Subscription
+	Invoice      *Invoice
+}
+
+// Invoice is what an invoice event says.
+type Invoice struct {
+	ID             string
+	SubscriptionID string
+	// Amount paid, or due where the payment failed; nil when the body has none.
+	Amount            *int64
+	Currency          string
+	AttemptCount      uint32
+	NextAttemptUnixMS int64
+}
+
+// Reason says why the content of a handled event cannot be used. The set is closed; "" means usable.
+type Reason string
+
+// Reasons.
+const (
+	Usable        Reason = ""
+	Malformed     Reason = "malformed"      // not a JSON object
+	NoObject      Reason = "no_object"      // data.object is not an object
+	WrongObject   Reason = "wrong_object"   // data.object is neither subscription nor invoice as the type says
+	NoTime        Reason = "no_time"        // created is not a Unix time
+	NoID          Reason = "no_id"          // the object has no id
+	NoCustomer    Reason = "no_customer"    // the object names no customer
+	UnknownStatus Reason = "unknown_status" // a subscription status that Stripe does not document
+	BadField      Reason = "bad_field"      // a field that is used has a wrong type or range
+)
+
+// Reasons are all reasons there are, for metrics and tests.
+func Reasons() []Reason {
+	return []Reason{Malformed, NoObject, WrongObject, NoTime, NoID, NoCustomer, UnknownStatus, BadField}
+}
+
+// statuses that Stripe documents for a subscription.
+var statuses = []string{
+	"active", "canceled", "incomplete", "incomplete_expired", "past_due", "paused", "trialing", "unpaid",
+}
+
+// ranks of the subscription events among those of one second.
+var ranks = map[string]uint32{SubscriptionCreated: 1, SubscriptionUpdated: 2, SubscriptionDeleted: 3}
+
+// Decode reads the body of an event that Handles accepts into e, whose Organization, ID, EventID, Type and
+// AcceptedUnixMS are set. Both of Stripe's shapes are read (before and since API 2025-03-31): periods of the items or
+// of the subscription, `parent.subscription_details.subscription` or `subscription`; ids or expanded objects; prices or
+// legacy plans. Any bytes may be given.
+func Decode(body []byte, e *Event) Reason {
+	var v [envelopePaths]jsonscan.Value
+	if err := envelope.Scan(body, v[:]); err != nil {
+		return Malformed
+	}
+	if v[eventObject].Kind != jsonscan.Object {
+		return NoObject
+	}
+	r := reader{}
+	e.CreatedUnixMS = r.time(v[eventCreated])
+	if e.CreatedUnixMS == 0 {
+		return NoTime
+	}
+	e.Livemode = r.bool(v[eventLivemode])
+	if r.bad {
+		return BadField
+	}
+	if rank := ranks[e.Type]; rank != 0 {
+		return e.decodeSubscription(v[eventObject].Raw, rank)
+	}
+	return e.decodeInvoice(v[eventObject].Raw)
+}
+
+func (e *Event) decodeSubscription(object []byte, rank uint32) Reason {
+	var v [subscriptionPaths]jsonscan.Value
+	if err := subscription.Scan(object, v[:]); err != nil {
+		return Malformed
+	}
+	r := reader{}
+	s := &webhooksv1.Subscription{
+		Id:             r.text(v[subID]),
+		CustomerId:     r.reference(v[subCustomer], v[subCustomerID]),
+		Status:         r.text(v[subStatus]),
+		CanceledUnixMs: r.time(v[subCanceledAt]),
+		EndedUnixMs:    r.time(v[subEndedAt]),
+		TrialEndUnixMs: r.time(v[subTrialEnd]),
+		Livemode:       e.Livemode,
+	}
+	r.items(s, v[:])
+	if s.CancelUnixMs = r.time(v[subCancelAt]); s.CancelUnixMs == 0 && r.bool(v[subCancelAtPeriodEnd]) {
+		s.CancelUnixMs = s.CurrentPeriodEndUnixMs
+	}
+	if e.Type == SubscriptionDeleted && !terminal(s.Status) {
+		// The event itself says that the subscription is gone.
+		s.Status = canceled
+	}
+	s.Position = &webhooksv1.SubscriptionPosition{
+		Terminal:          terminal(s.Status),
+		EventUnixMs:       e.CreatedUnixMS,
+		Rank:              rank,
+		PeriodStartUnixMs: s.CurrentPeriodStartUnixMs,
+		EventId:           e.ID,
+	}
+	e.Subscription, e.CustomerID = s, s.CustomerId
+	switch {
+	case !isObject(v[subObject], "subscription"):
+		return WrongObject
+	case r.bad:
+		return BadField
+	case s.Id == "":
+		return NoID
+	case s.CustomerId == "":
+		return NoCustomer
+	case !slices.Contains(statuses, s.Status):
+		return UnknownStatus
+	}
+	return Usable
+}
+
+func (e *Event) decodeInvoice(object []byte) Reason {
+	var v [invoicePaths]jsonscan.Value
+	if err := invoice.Scan(object, v[:]); err != nil {
+		return Malformed
+	}
+	r := reader{}
+	amount := v[invAmountPaid]
+	if e.Type == PaymentFailed {
+		amount = v[invAmountDue]
+	}
+	e.Invoice = &Invoice{
+		ID:                r.text(v[invID]),
+		SubscriptionID:    r.reference(v[invParentSubscription], v[invParentSubscriptionID]),
+		Amount:            r.amount(amount),
+		Currency:          strings.ToLower(r.text(v[invCurrency])),
+		AttemptCount:      r.count(v[invAttemptCount]),
+		NextAttemptUnixMS: r.time(v[invNextAttempt]),
+	}
+	if old := r.reference(v[invSubscription], v[invSubscriptionID]); e.Invoice.SubscriptionID == "" {
+		e.Invoice.SubscriptionID = old
+	}
+	e.CustomerID = r.reference(v[invCustomer], v[invCustomerID])
+	switch {
+	case !isObject(v[invObject], "invoice"):
+		return WrongObject
+	case r.bad:
+		return BadField
+	case e.Invoice.ID == "":
+		return NoID
+	case e.CustomerID == "":
+		return NoCustomer
+	}
+	return Usable
+}
+
+// isObject checks the object's own name for what it is, where it has one.
+func isObject(v jsonscan.Value, want string) bool { return !v.Exists() || v.String() == want }
