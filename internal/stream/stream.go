@@ -50,8 +50,8 @@ type StoreSpec struct {
 // returned as an error.
 type Task interface {
 	// Process applies one input record. It is called in offset order. Unless it calls tx.Track, the record is done when
-	// it returns. After an abort, records are given again, in order, from the committed watermark: what is still in
-	// flight must be recognised.
+	// it returns. After an abort the records of the aborted transaction are given again, in order: what is still in
+	// flight must be recognised (Track returns the Pending it returned before).
 	Process(tx *Tx, in *kgo.Record) error
 	// Advance brings in what the world has done since: results of asynchronous work, timers that are due. It is called
 	// after Partition.Wake, when the time given to Partition.WakeAt has come, and before each commit.

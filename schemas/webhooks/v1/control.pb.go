@@ -102,7 +102,12 @@ type CommitMetadata struct {
 	Done []byte `protobuf:"bytes,1,opt,name=done,proto3" json:"done,omitempty"`
 	// Reach is the number of units beyond the watermark that may have been started when this was committed or before
 	// the next commit. A new owner treats what is not done within it as perhaps already sent. 0: nothing was in flight.
-	Reach         uint32 `protobuf:"varint,2,opt,name=reach,proto3" json:"reach,omitempty"`
+	Reach uint32 `protobuf:"varint,2,opt,name=reach,proto3" json:"reach,omitempty"`
+	// Ahead is the number of records after the reach that may have been taken, and started, before the next commit.
+	Ahead uint32 `protobuf:"varint,3,opt,name=ahead,proto3" json:"ahead,omitempty"`
+	// Transaction is drawn at random for each one. Whoever reads it back knows which transaction committed last, and so
+	// how one ended whose answer got lost.
+	Transaction   uint64 `protobuf:"fixed64,4,opt,name=transaction,proto3" json:"transaction,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -147,6 +152,20 @@ func (x *CommitMetadata) GetDone() []byte {
 func (x *CommitMetadata) GetReach() uint32 {
 	if x != nil {
 		return x.Reach
+	}
+	return 0
+}
+
+func (x *CommitMetadata) GetAhead() uint32 {
+	if x != nil {
+		return x.Ahead
+	}
+	return 0
+}
+
+func (x *CommitMetadata) GetTransaction() uint64 {
+	if x != nil {
+		return x.Transaction
 	}
 	return 0
 }
@@ -237,10 +256,12 @@ const file_webhooks_v1_control_proto_rawDesc = "" +
 	"\n" +
 	"generation\x18\x02 \x01(\rR\n" +
 	"generation\x12&\n" +
-	"\x0fcreated_unix_ms\x18\x03 \x01(\x03R\rcreatedUnixMs\":\n" +
+	"\x0fcreated_unix_ms\x18\x03 \x01(\x03R\rcreatedUnixMs\"r\n" +
 	"\x0eCommitMetadata\x12\x12\n" +
 	"\x04done\x18\x01 \x01(\fR\x04done\x12\x14\n" +
-	"\x05reach\x18\x02 \x01(\rR\x05reach\"}\n" +
+	"\x05reach\x18\x02 \x01(\rR\x05reach\x12\x14\n" +
+	"\x05ahead\x18\x03 \x01(\rR\x05ahead\x12 \n" +
+	"\vtransaction\x18\x04 \x01(\x06R\vtransaction\"}\n" +
 	"\n" +
 	"SinkCommit\x12\x1f\n" +
 	"\vlast_offset\x18\x01 \x01(\x03R\n" +

@@ -1,0 +1,190 @@
+// Package store keeps the state of a task group's partitions on local disk, in one Pebble database a group. The disk is
+// a cache: every record in it came from a changelog topic and can be read from there again.
+//
+// Data flows in through a Batch: records, local index keys and the changelog position they bring the store to, all of
+// one partition, all or nothing. Nothing is synced to disk: a crash loses the newest batches whole, and the position
+// says from where to read again.
+//
+// It promises that what a Position says was applied, is there, and that only the newest holder of a partition
+// (Acquire) can write it. It must not know Kafka: which position is right is the caller's to judge.
+package store
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/vfs"
+)
+
+// ErrSuperseded is returned to a holder whose partition has been acquired again since: what it wanted to write is older
+// than what the new holder may have read from Kafka.
+var ErrSuperseded = errors.New("partition state was taken over")
+
+// Options of a database.
+type Options struct {
+	// CacheBytes is the block cache; 0 takes 64 MB.
+	CacheBytes int64
+	// MemTableBytes is the size of a memtable; 0 takes 16 MB. Up to four are held while the disk lags.
+	MemTableBytes uint64
+	// LockWait is how long Open waits for a predecessor to let go of the folder.
+	LockWait time.Duration
+}
+
+// DB is the state of a group's partitions.
+type DB struct {
+	pebble *pebble.DB
+	lock   *pebble.Lock
+
+	mu      sync.Mutex
+	ids     map[string]uint16 // store name → its id in keys
+	holders map[int32]*Partition
+}
+
+// Open opens, or makes, the database in dir. The folder is locked while it is open; a lock held by another process is
+// waited for. A database that cannot be read is the caller's to delete: its error says so.
+func Open(dir string, opts Options, log *slog.Logger) (*DB, error) {
+	deadline := time.Now().Add(opts.LockWait)
+	for {
+		db, err := open(dir, vfs.Default, opts, log)
+		if err == nil || !errors.Is(err, errLocked) || time.Now().After(deadline) {
+			return db, err
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+}
+
+// OpenMemory makes an empty database in memory, for tests.
+func OpenMemory() (*DB, error) {
+	return open("state", vfs.NewMem(), Options{CacheBytes: 1 << 20, MemTableBytes: 1 << 20}, slog.New(slog.DiscardHandler))
+}
+
+var errLocked = errors.New("folder is locked by another process")
+
+func open(dir string, fs vfs.FS, opts Options, log *slog.Logger) (*DB, error) {
+	if opts.CacheBytes == 0 {
+		opts.CacheBytes = 64 << 20
+	}
+	if opts.MemTableBytes == 0 {
+		opts.MemTableBytes = 16 << 20
+	}
+	if err := fs.MkdirAll(dir, 0o755); err != nil {
+		return nil, fmt.Errorf("make state folder: %w", err)
+	}
+	// The lock is taken apart from opening, so that "someone else has it" is told from "it cannot be read".
+	lock, err := pebble.LockDirectory(dir, fs)
+	if err != nil {
+		return nil, fmt.Errorf("state folder %s: %w: %w", dir, errLocked, err)
+	}
+	cache := pebble.NewCache(opts.CacheBytes)
+	defer cache.Unref()
+	p, err := pebble.Open(dir, &pebble.Options{
+		FS:           fs,
+		Lock:         lock,
+		Cache:        cache,
+		MemTableSize: opts.MemTableBytes,
+		Logger:       logger{log},
+		// Kafka is the log of record; an hour of replay is not worth a sync.
+		WALBytesPerSync:            1 << 20,
+		BytesPerSync:               1 << 20,
+		FormatMajorVersion:         pebble.FormatNewest,
+		CompactionConcurrencyRange: func() (int, int) { return 1, 2 },
+	})
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open state in %s: %w; it is a cache: delete the folder if this stays", dir, err), lock.Close())
+	}
+	db := &DB{pebble: p, ids: map[string]uint16{}, holders: map[int32]*Partition{}}
+	if err := db.loadIDs(); err != nil {
+		return nil, errors.Join(err, p.Close())
+	}
+	db.lock = lock
+	return db, nil
+}
+
+// Close releases the folder. Holders must not be used after it.
+func (db *DB) Close() error {
+	db.mu.Lock()
+	for id, h := range db.holders {
+		h.supersede()
+		delete(db.holders, id)
+	}
+	db.mu.Unlock()
+	return errors.Join(db.pebble.Close(), db.lock.Close())
+}
+
+// Keys are kind | store id, 2 bytes | partition, 4 bytes | key. Names have the kind only.
+const (
+	kindName     = 'n' // store name → id
+	kindPosition = 'p'
+	kindData     = 'd'
+	kindIndex    = 'i'
+
+	prefixLen = 7
+)
+
+func appendPrefix(dst []byte, kind byte, store uint16, partition int32) []byte {
+	dst = append(dst, kind)
+	dst = binary.BigEndian.AppendUint16(dst, store)
+	return binary.BigEndian.AppendUint32(dst, uint32(partition))
+}
+
+func (db *DB) loadIDs() error {
+	it, err := db.pebble.NewIter(&pebble.IterOptions{LowerBound: []byte{kindName}, UpperBound: []byte{kindName + 1}})
+	if err != nil {
+		return fmt.Errorf("read store names: %w", err)
+	}
+	for it.First(); it.Valid(); it.Next() {
+		db.ids[string(it.Key()[1:])] = binary.BigEndian.Uint16(it.Value())
+	}
+	return it.Close()
+}
+
+// id gives a store name its short form, for good. db.mu is held.
+func (db *DB) id(name string) (uint16, error) {
+	if id, ok := db.ids[name]; ok {
+		return id, nil
+	}
+	id := uint16(len(db.ids) + 1)
+	value := binary.BigEndian.AppendUint16(nil, id)
+	if err := db.pebble.Set(append([]byte{kindName}, name...), value, pebble.NoSync); err != nil {
+		return 0, fmt.Errorf("name store %s: %w", name, err)
+	}
+	db.ids[name] = id
+	return id, nil
+}
+
+// Acquire makes the caller the holder of a partition's stores. An earlier holder's writes fail from now on.
+func (db *DB) Acquire(partition int32, stores []string) (*Partition, error) {
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	p := &Partition{db: db, id: partition, names: stores}
+	for _, name := range stores {
+		id, err := db.id(name)
+		if err != nil {
+			return nil, err
+		}
+		p.stores = append(p.stores, id)
+	}
+	if old := db.holders[partition]; old != nil {
+		old.supersede()
+	}
+	db.holders[partition] = p
+	return p, nil
+}
+
+// logger passes Pebble's own messages on; its chatter about compactions is for debugging.
+type logger struct{ log *slog.Logger }
+
+func (l logger) Infof(format string, args ...any) {}
+func (l logger) Errorf(format string, args ...any) {
+	l.log.Error("state store", "error", fmt.Sprintf(format, args...))
+}
+
+// Fatalf is called when Pebble cannot go on with its files; it must not return.
+func (l logger) Fatalf(format string, args ...any) {
+	panic(fmt.Sprintf("state store: "+format, args...))
+}
