@@ -56,10 +56,10 @@ func (r *Rules) ParseEndpointCreate(org string, body []byte) (*EndpointCreate, *
 	if problem := ed.problem(); problem != nil {
 		return nil, problem
 	}
-	create := &EndpointCreate{Endpoint: ed.endpoint, Secret: ed.secret, NeedsKeyPair: signsV1a(ed.endpoint)}
+	create := &EndpointCreate{Endpoint: ed.endpoint, Secret: ed.secret, NeedsKeyPair: SignsV1a(ed.endpoint)}
 	if ed.headers != nil {
 		create.Headers = ed.headers.Set
-		create.Endpoint.HeaderNames = slices.Sorted(maps.Keys(ed.headers.Set))
+		create.Endpoint.HeaderNames = HeaderNames(ed.headers.Set)
 	}
 	if !create.Endpoint.Enabled {
 		create.Endpoint.DisabledReason = DisabledManual
@@ -79,7 +79,7 @@ func (r *Rules) ParseEndpointPatch(body []byte) (*EndpointPatch, *httpapi.Proble
 	if problem := ed.problem(); problem != nil {
 		return nil, problem
 	}
-	patch := &EndpointPatch{Headers: ed.headers, NeedsKeyPair: signsV1a(ed.endpoint)}
+	patch := &EndpointPatch{Headers: ed.headers, NeedsKeyPair: SignsV1a(ed.endpoint)}
 	if patch.Headers != nil {
 		delete(members, "headers")
 	}
@@ -123,7 +123,8 @@ func (r *Rules) defaultRateLimit() *float64 {
 	return proto.Float64(r.defaults.RateLimit)
 }
 
-func signsV1a(e *webhooksv1.Endpoint) bool { return slices.Contains(e.Signatures, SignatureV1a) }
+// SignsV1a reports an endpoint that signs with ed25519.
+func SignsV1a(e *webhooksv1.Endpoint) bool { return slices.Contains(e.Signatures, SignatureV1a) }
 
 // edit is a set of members on its way into an endpoint. It goes through all of them, so that one answer names every
 // mistake.

@@ -146,3 +146,6 @@ func checkHeader(name string, value *string) error {
 	}
 	return nil
 }
+
+// HeaderNames are the names, sorted, as an endpoint lists them.
+func HeaderNames(headers map[string]string) []string { return slices.Sorted(maps.Keys(headers)) }

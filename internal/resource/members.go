@@ -2,7 +2,6 @@ package resource
 
 import (
 	"bytes"
-	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -13,6 +12,7 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"github.com/betterdata/webhooks/internal/signing"
 	webhooksv1 "github.com/betterdata/webhooks/schemas/webhooks/v1"
 )
 
@@ -40,8 +40,6 @@ const (
 	maxRetries     = 20
 	// maxRetryDelayMS is 7 days, in milliseconds.
 	maxRetryDelayMS = 7 * 24 * 60 * 60 * 1000
-	minSecretBytes  = 24
-	maxSecretBytes  = 64
 )
 
 // Codes of refusals with a meaning of their own.
@@ -285,10 +283,9 @@ func setSecret(ed *edit, secret string) error {
 	if !ed.creating {
 		return errors.New("can only be given when the endpoint is created; rotate-secret replaces it")
 	}
-	encoded, ok := strings.CutPrefix(secret, "whsec_")
-	key, err := base64.StdEncoding.DecodeString(encoded)
-	if !ok || err != nil || len(key) < minSecretBytes || len(key) > maxSecretBytes {
-		return fmt.Errorf("must be whsec_ followed by the base64 of %d to %d bytes", minSecretBytes, maxSecretBytes)
+	if _, err := signing.ParseSecret(secret); err != nil {
+		return fmt.Errorf("must be %s followed by the base64 of %d to %d bytes",
+			signing.SecretPrefix, signing.MinSecretBytes, signing.MaxSecretBytes)
 	}
 	ed.secret = secret
 	return nil
