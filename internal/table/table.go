@@ -24,7 +24,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
-	"github.com/twmb/franz-go/plugin/kslog"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/betterdata/webhooks/internal/kafka"
@@ -78,7 +77,7 @@ func New(cfg Config, log *slog.Logger, reg prometheus.Registerer) (*Copy, error)
 	}
 	log = log.With("topic", cfg.Topic)
 	c := &Copy{cfg: cfg, log: log, changed: make(chan struct{})}
-	client, err := kgo.NewClient(append(clientOptions(cfg.Kafka, log),
+	client, err := kgo.NewClient(append(kafka.Options(cfg.Kafka, log),
 		kgo.FetchIsolationLevel(kgo.ReadCommitted()),
 		// The position has to pass the markers that end transactions, or the barrier would never open.
 		kgo.KeepControlRecords(),
@@ -267,7 +266,3 @@ func (c *Copy) Close() error {
 }
 
 func (c *Copy) topic() string { return c.cfg.Kafka.Topic(c.cfg.Topic) }
-
-func clientOptions(cfg kafka.Config, log *slog.Logger) []kgo.Opt {
-	return []kgo.Opt{kgo.SeedBrokers(cfg.Brokers...), kgo.WithLogger(kslog.New(log))}
-}

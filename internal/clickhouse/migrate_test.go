@@ -1,0 +1,144 @@
+package clickhouse_test
+
+import (
+	"log/slog"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/betterdata/webhooks/internal/clickhouse"
+	"github.com/betterdata/webhooks/internal/testenv"
+)
+
+// contract is CONTRACT §8, names and types as system.columns shows them.
+var contract = map[string]string{
+	"delivery_attempts": `attempt_id String, delivery_id String, event_id String, endpoint_id String,
+		organization_id String, event_type L, number UInt16, trigger L, started_at T, duration_ms UInt32,
+		queue_ms UInt32, dns_ms UInt32, connect_ms UInt32, tls_ms UInt32, first_byte_ms UInt32, body_ms UInt32,
+		outcome L, status_code UInt16, error_class L, response_excerpt String, response_bytes UInt32,
+		request_bytes UInt32, next_attempt_at Nullable(T), delivery_status L, replay_id String, test UInt8,
+		maybe_repeated UInt8, worker L, src_part Int32, src_offset Int64`,
+	"events": `event_id String, organization_id String, type L, source L, subject String, occurred_at T,
+		accepted_at T, cause_source L, cause_event_id String, correlation_id String, causation_id String,
+		schema_version UInt16, matched UInt16, data String, src_part Int32, src_offset Int64`,
+	"deliveries": `delivery_id String, organization_id String, endpoint_id String, event_id String, event_type L,
+		status L, reason L, accepted_at T, next_attempt_at Nullable(T), ended_at Nullable(T), attempt_count UInt16,
+		replay_id String, test UInt8, version UInt64, created_at T`,
+	"ledger": `organization_id String, minute DateTime, accepted UInt64, delivered UInt64, waiting UInt64,
+		dead UInt64, unmatched UInt64`,
+	"inbound_events": `source L, source_event_id String, event_id String, organization_id String, account String,
+		type L, outcome L, reason L, received_at T, src_part Int32, src_offset Int64`,
+	"billing_audit": `entry_id String, organization_id String, action L, source_event_id String,
+		customer_id String, subscription_id String, invoice_id String, amount Nullable(Int64), currency L,
+		plan_before L, plan_after L, snapshot_version UInt64, livemode UInt8, occurred_at T, recorded_at T,
+		src_part Int32, src_offset Int64`,
+	"rejected_requests": `rejected_at T, source L, reason L, status UInt16, remote_ip IPv6, user_agent String,
+		content_length UInt64, weight UInt32, worker L, src_part Int32, src_offset Int64`,
+}
+
+func TestTablesAreTheContract(t *testing.T) {
+	conn := migrated(t)
+	types := strings.NewReplacer("LowCardinality(String)", "L", "DateTime64(3, 'UTC')", "T")
+	for table, want := range contract {
+		t.Run(table, func(t *testing.T) {
+			rows, err := conn.Query(t.Context(),
+				"SELECT name, type FROM system.columns WHERE database = currentDatabase() AND table = ? ORDER BY position", table)
+			require.NoError(t, err)
+			defer rows.Close()
+			var got []string
+			for rows.Next() {
+				var name, typ string
+				require.NoError(t, rows.Scan(&name, &typ))
+				got = append(got, name+" "+types.Replace(typ))
+			}
+			require.Equal(t, strings.Fields(strings.ReplaceAll(want, ",", " ")), strings.Fields(strings.Join(got, " ")))
+		})
+	}
+}
+
+func TestMigrateFromManyInstancesAtOnce(t *testing.T) {
+	url := testenv.ClickHouse(t) + "_new"
+	var group errgroup.Group
+	for range 8 {
+		group.Go(func() error { return clickhouse.Migrate(t.Context(), url, slog.New(slog.DiscardHandler)) })
+	}
+	require.NoError(t, group.Wait())
+	// And once more, as a later start does.
+	require.NoError(t, clickhouse.Migrate(t.Context(), url, slog.New(slog.DiscardHandler)))
+
+	conn := open(t, url)
+	var tables uint64
+	require.NoError(t, conn.QueryRow(t.Context(),
+		"SELECT count() FROM system.tables WHERE database = currentDatabase() AND name != 'goose_db_version'").Scan(&tables))
+	require.Equal(t, uint64(len(contract)), tables)
+	require.NoError(t, conn.Exec(t.Context(), "DROP DATABASE `"+url[strings.LastIndex(url, "/")+1:]+"`"))
+}
+
+func TestPlainTablesKeepAcknowledgedInserts(t *testing.T) {
+	conn := migrated(t)
+	rows, err := conn.Query(t.Context(), `SELECT name, engine_full FROM system.tables
+		WHERE database = currentDatabase() AND engine LIKE '%MergeTree' AND name != 'goose_db_version'`)
+	require.NoError(t, err)
+	defer rows.Close()
+	for rows.Next() {
+		var name, engine string
+		require.NoError(t, rows.Scan(&name, &engine))
+		for _, setting := range []string{
+			"non_replicated_deduplication_window = 100000", "fsync_after_insert = 1", "fsync_part_directory = 1",
+		} {
+			require.Contains(t, engine, setting, name)
+		}
+	}
+}
+
+func TestRetentionIsSetOnce(t *testing.T) {
+	conn := migrated(t)
+	engine := func(table string) (text string) {
+		require.NoError(t, conn.QueryRow(t.Context(),
+			"SELECT engine_full FROM system.tables WHERE database = currentDatabase() AND name = ?", table).Scan(&text))
+		return text
+	}
+	audit := engine("billing_audit")
+	for range 2 {
+		require.NoError(t, clickhouse.SetRetention(t.Context(), conn, 48*time.Hour))
+		require.Contains(t, engine("events"), "TTL toDateTime(accepted_at) + toIntervalHour(48) ")
+		require.Contains(t, engine("deliveries"), "toIntervalHour(48)")
+		require.Equal(t, audit, engine("billing_audit"))
+	}
+	require.ErrorContains(t, clickhouse.SetRetention(t.Context(), conn, time.Minute), "RETENTION is 1m0s")
+}
+
+func TestURLErrorsKeepThePasswordToThemselves(t *testing.T) {
+	_, err := clickhouse.Open(t.Context(), "clickhouse://user:hunter2@host:notaport/db%zz")
+	require.ErrorContains(t, err, "CLICKHOUSE_URL")
+	require.NotContains(t, err.Error(), "hunter2")
+}
+
+func TestUnavailable(t *testing.T) {
+	conn := open(t, "clickhouse://127.0.0.1:1/webhooks")
+	require.True(t, clickhouse.Unavailable(conn.Exec(t.Context(), "SELECT 1")))
+
+	there := migrated(t)
+	require.False(t, clickhouse.Unavailable(there.Exec(t.Context(), "SELECT nonsense")))
+	require.True(t, clickhouse.Unavailable(there.Exec(t.Context(), "SELECT 1 FROM absent")))
+	require.False(t, clickhouse.Unavailable(nil))
+}
+
+func migrated(t *testing.T) driver.Conn {
+	t.Helper()
+	url := testenv.ClickHouse(t)
+	require.NoError(t, clickhouse.Migrate(t.Context(), url, slog.New(slog.DiscardHandler)))
+	return open(t, url)
+}
+
+func open(t *testing.T, url string) driver.Conn {
+	t.Helper()
+	conn, err := clickhouse.Open(t.Context(), url)
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = conn.Close() })
+	return conn
+}

@@ -1,0 +1,31 @@
+-- +goose Up
+-- Sorted by organization and time of acceptance, the order in which the API lists; one event is found by its bloom
+-- filter. Partitions and expiry as delivery_attempts.
+-- +goose StatementBegin
+CREATE TABLE IF NOT EXISTS events
+(
+    event_id        String CODEC(ZSTD(1)),
+    organization_id String CODEC(ZSTD(1)),
+    type            LowCardinality(String),
+    source          LowCardinality(String),
+    subject         String CODEC(ZSTD(1)),
+    occurred_at     DateTime64(3, 'UTC') CODEC(Delta, ZSTD(1)),
+    accepted_at     DateTime64(3, 'UTC') CODEC(Delta, ZSTD(1)),
+    cause_source    LowCardinality(String),
+    cause_event_id  String CODEC(ZSTD(1)),
+    correlation_id  String CODEC(ZSTD(1)),
+    causation_id    String CODEC(ZSTD(1)),
+    schema_version  UInt16,
+    matched         UInt16,
+    data            String CODEC(ZSTD(1)),
+    src_part        Int32 CODEC(ZSTD(1)),
+    src_offset      Int64 CODEC(Delta, ZSTD(1)),
+    INDEX by_src_offset src_offset TYPE minmax GRANULARITY 1,
+    INDEX by_event event_id TYPE bloom_filter(0.01) GRANULARITY 1
+)
+ENGINE = MergeTree
+PARTITION BY toMonday(accepted_at)
+ORDER BY (organization_id, accepted_at, event_id)
+TTL toDateTime(accepted_at) + toIntervalHour(2160)
+SETTINGS non_replicated_deduplication_window = 100000, fsync_after_insert = 1, fsync_part_directory = 1, ttl_only_drop_parts = 1;
+-- +goose StatementEnd

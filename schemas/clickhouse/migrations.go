@@ -1,0 +1,22 @@
+// Package clickhouse holds the ClickHouse tables as migrations, in the order of their numbers. internal/clickhouse
+// applies them.
+//
+// Rules for a migration: several instances may run it at the same time, and one may die half-way, so every statement
+// must be safe to repeat (IF NOT EXISTS, IF EXISTS); one that was released is never edited, the next number changes it.
+//
+// Rules for a table that a sink fills:
+//   - a plain table carries src_part and src_offset, the row's place on its topic, with a minmax index on src_offset:
+//     the sink counts a batch by them, and offsets of recent rows lie together in recent parts;
+//   - it is partitioned by a time whose unit the sink knows (sink.Week, sink.Month), because one insert is one part
+//     only within one partition;
+//   - non_replicated_deduplication_window and fsync: an acknowledged insert is on disk and a repeated token is ignored.
+//     The window is the count of tokens remembered, hours of inserts at one a second from each of 64 partitions would
+//     need more; it is only the second line, the count is the first.
+package clickhouse
+
+import "embed"
+
+// Migrations are the numbered .sql files, in goose's format.
+//
+//go:embed *.sql
+var Migrations embed.FS
