@@ -1,0 +1,257 @@
+package settings
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"net"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/betterdata/webhooks/internal/seal"
+)
+
+// Addr is where to listen: "host:port", the host may be left out, port 0 picks a free one.
+type Addr string
+
+// Validate implements kong's check.
+func (a Addr) Validate() error {
+	_, port, err := net.SplitHostPort(string(a))
+	if err != nil {
+		return fmt.Errorf("%q is not host:port", string(a))
+	}
+	if _, err := strconv.ParseUint(port, 10, 16); err != nil {
+		return fmt.Errorf("the port of %q is not a number from 0 to 65535", string(a))
+	}
+	return nil
+}
+
+// Brokers are the Kafka brokers to ask first, each "host:port".
+type Brokers []string
+
+// Validate implements kong's check.
+func (b Brokers) Validate() error {
+	for _, broker := range b {
+		host, port, err := net.SplitHostPort(broker)
+		if n, portErr := strconv.ParseUint(port, 10, 16); err != nil || host == "" || portErr != nil || n == 0 {
+			return fmt.Errorf("%q is not host:port", broker)
+		}
+	}
+	return nil
+}
+
+// BaseURL is "http://host:port" or "https://host", without a path.
+type BaseURL string
+
+// Validate implements kong's check.
+func (b BaseURL) Validate() error {
+	if b == "" {
+		return nil
+	}
+	u, err := url.Parse(string(b))
+	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.User != nil ||
+		strings.Trim(u.Path, "/") != "" || u.RawQuery != "" || u.Fragment != "" {
+		return fmt.Errorf("%q is not a URL like http://host:port", string(b))
+	}
+	return nil
+}
+
+// ClickHouseURL is clickhouse://…/DB or http(s)://…/DB. It may hold a password and is never shown.
+type ClickHouseURL string
+
+// Validate implements kong's check.
+func (c ClickHouseURL) Validate() error {
+	if c == "" {
+		return nil
+	}
+	u, err := url.Parse(string(c))
+	if err != nil {
+		return errors.New("is not a URL (its text is not shown, it may hold a password)")
+	}
+	switch u.Scheme {
+	case "clickhouse", "http", "https":
+	default:
+		return fmt.Errorf("scheme %q is none of clickhouse, http, https", u.Scheme)
+	}
+	if u.Hostname() == "" {
+		return errors.New("names no host")
+	}
+	if strings.Trim(u.Path, "/") == "" {
+		return errors.New("names no database: add /webhooks")
+	}
+	return nil
+}
+
+// String hides the password.
+func (c ClickHouseURL) String() string {
+	u, err := url.Parse(string(c))
+	if err != nil {
+		return "***"
+	}
+	return u.Redacted()
+}
+
+// Secret is one secret text. It prints as stars.
+type Secret string
+
+// Validate implements kong's check.
+func (s Secret) Validate() error {
+	if strings.TrimSpace(string(s)) != string(s) || strings.ContainsAny(string(s), "\r\n") {
+		return errors.New("has space around it or line ends in it")
+	}
+	return nil
+}
+
+func (s Secret) String() string { return "***" }
+
+// Secrets are several secret texts, separated by commas. They print as stars.
+type Secrets string
+
+// Validate implements kong's check.
+func (s Secrets) Validate() error {
+	if s == "" {
+		return nil
+	}
+	for i, item := range s.List() {
+		if item == "" {
+			return fmt.Errorf("secret %d of the list is empty", i+1)
+		}
+	}
+	return nil
+}
+
+// List splits them.
+func (s Secrets) List() []string {
+	items := strings.Split(string(s), ",")
+	for i := range items {
+		items[i] = strings.TrimSpace(items[i])
+	}
+	return items
+}
+
+func (s Secrets) String() string { return "***" }
+
+// SecretsKey is the text of a keyring. It prints as stars.
+type SecretsKey string
+
+// Validate implements kong's check.
+func (s SecretsKey) Validate() error {
+	if s == "" {
+		return nil
+	}
+	_, err := seal.NewKeyring(string(s))
+	return err
+}
+
+func (s SecretsKey) String() string { return "***" }
+
+// Fraction is from 0 to 1.
+type Fraction float64
+
+// Validate implements kong's check.
+func (f Fraction) Validate() error {
+	if !(f >= 0 && f <= 1) {
+		return fmt.Errorf("%v is not from 0 to 1", float64(f))
+	}
+	return nil
+}
+
+// Rate is in requests a second; 0 is no limit.
+type Rate float64
+
+// Validate implements kong's check.
+func (r Rate) Validate() error {
+	if !(r >= 0) || math.IsInf(float64(r), 0) {
+		return fmt.Errorf("%v is not 0 or more requests a second", float64(r))
+	}
+	return nil
+}
+
+// Positive is a duration above 0.
+type Positive time.Duration
+
+// UnmarshalText reads a Go duration.
+func (p *Positive) UnmarshalText(text []byte) error {
+	d, err := parsePositive(string(text))
+	*p = Positive(d)
+	return err
+}
+
+// Schedule is a list of delays, separated by commas.
+type Schedule []time.Duration
+
+// maxDelays bounds a schedule. The longest sensible one, a day apart for a quarter, has fewer.
+const maxDelays = 100
+
+// UnmarshalText reads the list.
+func (s *Schedule) UnmarshalText(text []byte) error {
+	*s = nil
+	for item := range strings.SplitSeq(string(text), ",") {
+		d, err := parsePositive(strings.TrimSpace(item))
+		if err != nil {
+			return err
+		}
+		*s = append(*s, d)
+	}
+	if len(*s) > maxDelays {
+		return fmt.Errorf("%d delays are more than %d", len(*s), maxDelays)
+	}
+	return nil
+}
+
+// Retention is a duration with exceptions by source: "192h; stripe=768h".
+type Retention struct {
+	Default  time.Duration
+	BySource map[string]time.Duration
+}
+
+// UnmarshalText reads the list; items are separated by semicolons or commas. Exactly one has no source.
+func (r *Retention) UnmarshalText(text []byte) error {
+	*r = Retention{BySource: map[string]time.Duration{}}
+	for item := range strings.FieldsFuncSeq(string(text), func(c rune) bool { return c == ';' || c == ',' }) {
+		source, value, named := strings.Cut(strings.TrimSpace(item), "=")
+		if !named {
+			source, value = "", source
+		}
+		d, err := parsePositive(value)
+		if err != nil {
+			return err
+		}
+		if _, twice := r.BySource[source]; twice || !named && r.Default != 0 {
+			return fmt.Errorf("%q is given twice", strings.TrimSpace(item))
+		}
+		if !named {
+			r.Default = d
+			continue
+		}
+		if source == "" {
+			return fmt.Errorf("%q names no source", item)
+		}
+		r.BySource[source] = d
+	}
+	if r.Default == 0 {
+		return errors.New("one item must be a plain duration, for all other sources")
+	}
+	return nil
+}
+
+// Of is the retention of a source.
+func (r Retention) Of(source string) time.Duration {
+	if d, ok := r.BySource[source]; ok {
+		return d
+	}
+	return r.Default
+}
+
+func parsePositive(s string) (time.Duration, error) {
+	d, err := time.ParseDuration(s)
+	if err != nil {
+		return 0, fmt.Errorf("%q is not a duration like 500ms, 15s or 2h", s)
+	}
+	if d <= 0 {
+		return 0, fmt.Errorf("%q is not above 0", s)
+	}
+	return d, nil
+}
