@@ -97,15 +97,15 @@ func serveLibrary(o options, end <-chan struct{}) error {
 	})
 }
 
-// result is chdb's struct local_result_v2.
+// result is chdb's struct local_result_v2; of its fields only the message of an error is of use here.
 type result struct {
-	buf       unsafe.Pointer
-	len       uintptr
-	vec       unsafe.Pointer
-	elapsed   float64
-	rowsRead  uint64
-	bytesRead uint64
-	err       unsafe.Pointer
+	_   unsafe.Pointer // buf
+	_   uintptr        // len
+	_   unsafe.Pointer // vec
+	_   float64        // elapsed
+	_   uint64         // rows read
+	_   uint64         // bytes read
+	err unsafe.Pointer
 }
 
 // loadQuery is query_stable_v2, which runs `clickhouse local` with the arguments of a command line. (chdb_connect, the
@@ -148,6 +148,8 @@ func serveProgram(o options, end <-chan struct{}) error {
 	}
 	server := exec.Command(o.program, "server", "--config-file="+config)
 	server.Dir = o.folder
+	// Without its watchdog process the signals below reach the server itself.
+	server.Env = append(os.Environ(), "CLICKHOUSE_WATCHDOG_ENABLE=0")
 	server.Stdout, server.Stderr = os.Stdout, os.Stderr
 	if err := server.Start(); err != nil {
 		return fmt.Errorf("start %s: %w", o.program, err)
