@@ -1,0 +1,101 @@
+package routing
+
+import (
+	"fmt"
+	"net/http"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/betterdata/webhooks/internal/httpapi"
+	"github.com/betterdata/webhooks/internal/resource"
+	"github.com/betterdata/webhooks/schemas"
+	webhooksv1 "github.com/betterdata/webhooks/schemas/webhooks/v1"
+)
+
+// command applies a command on an account and writes its outcome.
+func (u unit) command(in *kgo.Record, e *event) error {
+	var cmd webhooksv1.Command
+	if err := proto.Unmarshal(in.Value, &cmd); err != nil {
+		return u.dead(in, e, reasonCommand)
+	}
+	outcome := &webhooksv1.CommandOutcome{CommandId: cmd.Id}
+	var problem *httpapi.Problem
+	var err error
+	account := ""
+	switch action := cmd.Action.(type) {
+	case *webhooksv1.Command_CreateConnection:
+		wanted := action.CreateConnection.GetConnection()
+		account = accountKey(wanted.GetSource(), wanted.GetAccount())
+		var made *webhooksv1.Connection
+		made, problem, err = u.connect(account, &cmd, action.CreateConnection)
+		outcome.Result = &webhooksv1.CommandOutcome_Connection{Connection: made}
+	case *webhooksv1.Command_DeleteConnection:
+		account = accountKey(action.DeleteConnection.Source, action.DeleteConnection.Account)
+		problem, err = u.disconnect(account, &cmd, action.DeleteConnection)
+		outcome.Result = &webhooksv1.CommandOutcome_Deleted{Deleted: &webhooksv1.Deleted{}}
+	default:
+		problem = httpapi.NewProblem(http.StatusBadRequest, "unknown_command", "This version does not know the command.")
+	}
+	if err != nil {
+		return err
+	}
+	if problem != nil {
+		outcome.Result = &webhooksv1.CommandOutcome_Refusal{Refusal: resource.Refusal(problem)}
+	}
+	value, err := proto.Marshal(outcome)
+	if err != nil {
+		return fmt.Errorf("encode outcome of command %s: %w", cmd.Id, err)
+	}
+	u.tx.Emit(schemas.CommandOutcomes, account, &kgo.Record{Key: []byte(cmd.Id), Value: value})
+	return nil
+}
+
+// connect gives the account to the command's organization. Asked again by the organization that holds it, it answers
+// the connection there is, with a new access token where one is given.
+func (u unit) connect(account string, cmd *webhooksv1.Command, create *webhooksv1.CreateConnection) (*webhooksv1.Connection, *httpapi.Problem, error) {
+	wanted := create.GetConnection()
+	if wanted.GetId() == "" || wanted.GetAccount() == "" {
+		return nil, httpapi.NewProblem(http.StatusBadRequest, "unknown_command", "The command has no connection."), nil
+	}
+	current, err := u.connection(account)
+	if err != nil {
+		return nil, nil, err
+	}
+	switch {
+	case current != nil && current.OrganizationId == cmd.OrganizationId:
+		if len(wanted.SealedAccessToken) == 0 {
+			return current, nil, nil
+		}
+		current.SealedAccessToken = wanted.SealedAccessToken
+		return current, nil, u.put(schemas.Connections, account, current)
+	case current != nil && !create.Move:
+		return nil, httpapi.NewProblem(http.StatusConflict, "account_taken",
+			"Another organization is connected to this account; move takes it over."), nil
+	}
+	made := proto.CloneOf(wanted)
+	made.OrganizationId, made.Status, made.Learned = cmd.OrganizationId, resource.ConnectionActive, false
+	made.CreatedUnixMs = u.tx.Now().UnixMilli()
+	if err := u.put(schemas.Connections, account, made); err != nil {
+		return nil, nil, err
+	}
+	return made, nil, u.drain(account)
+}
+
+// disconnect takes connection and route away: later events are held again, as are those not handed on yet.
+func (u unit) disconnect(account string, cmd *webhooksv1.Command, remove *webhooksv1.DeleteConnection) (*httpapi.Problem, error) {
+	current, err := u.connection(account)
+	if err != nil {
+		return nil, err
+	}
+	if current == nil || current.Id != remove.ConnectionId || current.OrganizationId != cmd.OrganizationId {
+		return httpapi.NotFound(), nil
+	}
+	u.tx.Delete(schemas.Connections, []byte(account))
+	u.tx.Delete(schemas.Routes, []byte(account))
+	if u.draining[account] {
+		delete(u.draining, account)
+		u.tx.Delete(schemas.UnroutedHeld, []byte(drainingPrefix+account))
+	}
+	return nil, nil
+}

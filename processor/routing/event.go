@@ -1,0 +1,74 @@
+package routing
+
+import (
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/betterdata/webhooks/internal/id"
+	"github.com/betterdata/webhooks/internal/jsonscan"
+	"github.com/betterdata/webhooks/internal/kafka"
+	"github.com/betterdata/webhooks/schemas"
+	webhooksv1 "github.com/betterdata/webhooks/schemas/webhooks/v1"
+)
+
+// event is what the router reads of a record's headers.
+type event struct {
+	source, account, eventType string
+	sourceEventID, eventID     string
+	receivedUnixMS             int64
+}
+
+func readEvent(in *kgo.Record) event {
+	h := in.Headers
+	e := event{
+		source: kafka.ReadHeader(h, schemas.HeaderSource), account: kafka.ReadHeader(h, schemas.HeaderAccount),
+		eventType: kafka.ReadHeader(h, schemas.HeaderType), sourceEventID: kafka.ReadHeader(h, schemas.HeaderID),
+		eventID: kafka.ReadHeader(h, schemas.HeaderEventID),
+	}
+	if at, err := time.Parse(time.RFC3339Nano, kafka.ReadHeader(h, schemas.HeaderAcceptedAt)); err == nil {
+		e.receivedUnixMS = at.UnixMilli()
+	}
+	return e
+}
+
+// key is the routing key of the event's account, and its key in `connections` and `routes`.
+func (e *event) key() string { return accountKey(e.source, e.account) }
+
+func accountKey(source, account string) string { return source + "/" + account }
+
+func (e *event) row(org, outcome, reason string) *webhooksv1.InboundRow {
+	return &webhooksv1.InboundRow{
+		Source: e.source, SourceEventId: e.sourceEventID, EventId: e.eventID, OrganizationId: org, Account: e.account,
+		Type: e.eventType, Outcome: outcome, Reason: reason, ReceivedUnixMs: e.receivedUnixMS,
+	}
+}
+
+// organizationPaths are where a Stripe object may name its organization, the first valid one holds: its own metadata,
+// then the subscription's, as invoices carry it since API 2025-03-31 and before.
+var organizationPaths = jsonscan.Compile(
+	"/data/object/metadata/organizationId",
+	"/data/object/metadata/org_id",
+	"/data/object/metadata/organization_id",
+	"/data/object/parent/subscription_details/metadata/organizationId",
+	"/data/object/parent/subscription_details/metadata/org_id",
+	"/data/object/parent/subscription_details/metadata/organization_id",
+	"/data/object/subscription_details/metadata/organizationId",
+	"/data/object/subscription_details/metadata/org_id",
+	"/data/object/subscription_details/metadata/organization_id",
+)
+
+// namedOrganization is the organization that the body's metadata names, "" for none. What is not the form of an
+// organization's id names none.
+func namedOrganization(body []byte) string {
+	values := make([]jsonscan.Value, organizationPaths.Paths())
+	if organizationPaths.Scan(body, values) != nil {
+		return ""
+	}
+	for _, v := range values {
+		if org := v.String(); id.ValidOrg(org) {
+			return org
+		}
+	}
+	return ""
+}

@@ -1,0 +1,125 @@
+package routing
+
+import (
+	"fmt"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/betterdata/webhooks/schemas"
+	webhooksv1 "github.com/betterdata/webhooks/schemas/webhooks/v1"
+)
+
+const (
+	// sequenceDigits is the width of an event's place in its account: the offset it had here, so that keys sort.
+	sequenceDigits = 20
+	// drainingPrefix begins the key of an account's marker. No source's name has a "!".
+	drainingPrefix = "!draining/"
+)
+
+// Bounds of what one transaction hands on. A transaction closes at 1,000 inputs or 8 MB of outputs.
+const (
+	maxHandedOn      = 256
+	maxHandedOnBytes = 4 << 20
+)
+
+// budget is what a transaction has handed on.
+type budget struct{ events, bytes int }
+
+func (b *budget) used() bool { return b.events >= maxHandedOn || b.bytes >= maxHandedOnBytes }
+
+func heldPrefix(account string) []byte { return []byte(account + "/") }
+
+// hold keeps an event behind those of its account that are held already.
+func (u unit) hold(in *kgo.Record, account string) error {
+	held := &webhooksv1.HeldEvent{Body: in.Value}
+	for _, h := range in.Headers {
+		held.Headers = append(held.Headers, &webhooksv1.Header{Key: h.Key, Value: h.Value})
+	}
+	return u.put(schemas.UnroutedHeld, fmt.Sprintf("%s%0*d", heldPrefix(account), sequenceDigits, in.Offset), held)
+}
+
+// drain hands on what is held of a connected account, in order, as far as the transaction's budget goes. With the last
+// one the account goes live; else a marker says that there is more.
+func (u unit) drain(account string) error {
+	connection, err := u.connection(account)
+	if err != nil {
+		return err
+	}
+	if connection == nil {
+		// Disconnected meanwhile, or connected by a transaction that was aborted.
+		delete(u.draining, account)
+		return nil
+	}
+	more, err := u.handOn(account, connection.OrganizationId)
+	if err != nil {
+		return err
+	}
+	if more {
+		u.postpone(account)
+		return nil
+	}
+	return u.goLive(account, connection.OrganizationId)
+}
+
+// postpone leaves the rest of what an account holds to later transactions.
+func (u unit) postpone(account string) {
+	if !u.draining[account] {
+		u.draining[account] = true
+		u.tx.Put(schemas.UnroutedHeld, []byte(drainingPrefix+account), []byte{1})
+	}
+}
+
+// goLive lets edges write directly.
+func (u unit) goLive(account, org string) error {
+	if u.draining[account] {
+		delete(u.draining, account)
+		u.tx.Delete(schemas.UnroutedHeld, []byte(drainingPrefix+account))
+	}
+	return u.put(schemas.Routes, account, &webhooksv1.Route{OrganizationId: org})
+}
+
+// handOn reports whether something is left.
+func (u unit) handOn(account, org string) (more bool, err error) {
+	prefix := heldPrefix(account)
+	var keys [][]byte
+	var events []*webhooksv1.HeldEvent
+	var failed error
+	err = u.tx.Scan(schemas.UnroutedHeld, prefix, nil, func(key, value []byte) bool {
+		if len(key) != len(prefix)+sequenceDigits {
+			return true // of an account whose name begins with this one's and a slash
+		}
+		if u.spent.used() {
+			more = true
+			return false
+		}
+		held := &webhooksv1.HeldEvent{}
+		if failed = proto.Unmarshal(value, held); failed != nil {
+			return false
+		}
+		keys, events = append(keys, append([]byte(nil), key...)), append(events, held)
+		u.spent.events++
+		u.spent.bytes += len(value)
+		return true
+	})
+	if err != nil {
+		return false, err
+	}
+	if failed != nil {
+		return false, fmt.Errorf("decode held event of %s: %w", account, failed)
+	}
+	for i, held := range events {
+		u.forward(org, held.Body, headersOf(held), kgo.RecordHeader{Key: schemas.HeaderRetained, Value: []byte(retainedHeld)})
+		u.tx.Delete(schemas.UnroutedHeld, keys[i])
+	}
+	u.counts[resultHandedOn] += len(events)
+	return more, nil
+}
+
+func headersOf(held *webhooksv1.HeldEvent) []kgo.RecordHeader {
+	headers := make([]kgo.RecordHeader, 0, len(held.Headers)+2)
+	for _, h := range held.Headers {
+		headers = append(headers, kgo.RecordHeader{Key: h.Key, Value: h.Value})
+	}
+	return headers
+}

@@ -1,0 +1,151 @@
+// Package routing is the task of the group `router`: it finds the organization of events whose account the edge could
+// not place, and owns who is connected to which account.
+//
+// The owner of an account's partition of `inbound.unrouted` keeps three stores. `connections` says which organization
+// holds the account, by an API call or learnt from an event's metadata. `unrouted-held` has the account's events that
+// came before that was known, in order. `routes` is what edges follow: it is written only after the last held event
+// was handed on, so that an edge that writes to the organization's topic directly cannot overtake them.
+//
+//	no connection             an event of a handled type is held; of another type, recorded as ignored
+//	connection, no route      held events are being handed on; what comes meanwhile is held behind them
+//	connection and route      what still comes here, from an edge that has not seen the route, is forwarded
+//
+// What is handed on has its original id, source, body and headers; ce_retained says that it was held. Duplicates are
+// not looked for here: that is the organization's partition's work. Nothing verified is dropped: an event that names no
+// account, and so could never be connected, goes to the organization its metadata names, or to `inbound.dead`.
+package routing
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/betterdata/webhooks/internal/stream"
+	"github.com/betterdata/webhooks/schemas"
+)
+
+// Group is the consumer group of the task.
+const Group = "router"
+
+// Config says what the router must know of the rest.
+type Config struct {
+	// Handles reports whether a source's event type has an effect. Only such events are held.
+	Handles func(source, eventType string) bool
+}
+
+// Router makes the group's tasks.
+type Router struct {
+	cfg     Config
+	log     *slog.Logger
+	metrics *metrics
+}
+
+// New makes a Router.
+func New(cfg Config, log *slog.Logger, reg prometheus.Registerer) (*Router, error) {
+	if cfg.Handles == nil {
+		return nil, fmt.Errorf("router: Handles is required")
+	}
+	return &Router{cfg: cfg, log: log, metrics: newMetrics(reg)}, nil
+}
+
+// Spec is what the stream runtime runs.
+func (r *Router) Spec() stream.Spec {
+	return stream.Spec{
+		Group: Group,
+		Input: schemas.InboundUnrouted,
+		Stores: []stream.StoreSpec{
+			{Topic: schemas.Connections}, {Topic: schemas.Routes}, {Topic: schemas.UnroutedHeld},
+		},
+		NewTask: func(p *stream.Partition) (stream.Task, error) { return newTask(r, p) },
+	}
+}
+
+// task is the owner of one partition's accounts.
+type task struct {
+	*Router
+	partition *stream.Partition
+	// draining are the accounts that are connected and still have held events: a copy of the markers in the store.
+	draining map[string]bool
+	// spent is what the open transaction has handed on.
+	spent budget
+	// counts are the results of the open transaction, which become metrics once it is committed.
+	counts [results]int
+}
+
+func newTask(r *Router, p *stream.Partition) (*task, error) {
+	t := &task{Router: r, partition: p}
+	if err := t.recall(); err != nil {
+		return nil, err
+	}
+	if len(t.draining) > 0 {
+		p.Wake()
+	}
+	return t, nil
+}
+
+// recall reads which accounts are draining from what is committed.
+func (t *task) recall() error {
+	t.draining = map[string]bool{}
+	err := t.partition.ReadScan(schemas.UnroutedHeld, []byte(drainingPrefix), nil, func(key, _ []byte) bool {
+		t.draining[string(key[len(drainingPrefix):])] = true
+		return true
+	})
+	if err != nil {
+		return fmt.Errorf("find the accounts whose held events are being handed on: %w", err)
+	}
+	return nil
+}
+
+// Process implements stream.Task.
+func (t *task) Process(tx *stream.Tx, in *kgo.Record) error {
+	u := unit{task: t, tx: tx}
+	e := readEvent(in)
+	if e.eventType == schemas.TypeCommand && e.source == schemas.SourceManagement {
+		return u.command(in, &e)
+	}
+	return u.event(in, &e)
+}
+
+// Advance implements stream.Task: it goes on handing on what is held, within the transaction's budget.
+func (t *task) Advance(tx *stream.Tx, _ time.Time) error {
+	u := unit{task: t, tx: tx}
+	for account := range t.draining {
+		if t.spent.used() {
+			return nil
+		}
+		if err := u.drain(account); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Settled implements stream.Task.
+func (t *task) Settled(committed bool) {
+	if committed {
+		t.metrics.add(&t.counts)
+	}
+	t.spent, t.counts = budget{}, [results]int{}
+	if !committed {
+		if err := t.recall(); err != nil {
+			// A store that cannot be read ends the session at the next call; the next owner reads its markers anew.
+			t.log.Error("router could not read its markers after an abort", "partition", t.partition.ID(), "error", err)
+		}
+	}
+	if len(t.draining) > 0 {
+		t.partition.Wake()
+	}
+}
+
+// Full implements stream.Task.
+func (t *task) Full() bool { return false }
+
+// Close implements stream.Task: nothing runs beside the calls.
+func (t *task) Close() {}
+
+// Drain implements stream.Task: nothing is in flight between calls.
+func (t *task) Drain(context.Context) {}

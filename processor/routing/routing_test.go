@@ -1,0 +1,336 @@
+package routing_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"testing"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/stretchr/testify/require"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/betterdata/webhooks/internal/id"
+	"github.com/betterdata/webhooks/internal/kafka"
+	"github.com/betterdata/webhooks/internal/stream/streamtest"
+	"github.com/betterdata/webhooks/processor/routing"
+	"github.com/betterdata/webhooks/schemas"
+	webhooksv1 "github.com/betterdata/webhooks/schemas/webhooks/v1"
+)
+
+const handled = "invoice.paid"
+
+// world is a router over one partition.
+type world struct {
+	*streamtest.Harness
+	t *testing.T
+}
+
+func newWorld(t *testing.T) *world {
+	router, err := routing.New(routing.Config{
+		Handles: func(source, eventType string) bool { return source == "stripe" && eventType == handled },
+	}, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+	require.NoError(t, err)
+	return &world{Harness: streamtest.New(t, router.Spec()), t: t}
+}
+
+// event is a Stripe event as the edge sends it here; metadata may be nil.
+func event(sourceID, account, eventType string, metadata map[string]any) *kgo.Record {
+	body, _ := json.Marshal(map[string]any{"id": sourceID, "data": map[string]any{"object": map[string]any{"metadata": metadata}}})
+	return record(sourceID, account, eventType, string(body))
+}
+
+func record(sourceID, account, eventType, body string) *kgo.Record {
+	return &kgo.Record{Value: []byte(body), Headers: []kgo.RecordHeader{
+		{Key: schemas.HeaderID, Value: []byte(sourceID)}, {Key: schemas.HeaderSource, Value: []byte("stripe")},
+		{Key: schemas.HeaderType, Value: []byte(eventType)}, {Key: schemas.HeaderAccount, Value: []byte(account)},
+		{Key: schemas.HeaderEventID, Value: []byte(id.Derive(id.Event, "stripe", sourceID))},
+		{Key: schemas.HeaderAcceptedAt, Value: []byte("2026-01-01T00:00:00.000Z")},
+	}}
+}
+
+func command(org string, cmd *webhooksv1.Command) *kgo.Record {
+	cmd.Id, cmd.OrganizationId = id.New(id.Command), org
+	value, _ := proto.Marshal(cmd)
+	return &kgo.Record{Value: value, Headers: []kgo.RecordHeader{
+		{Key: schemas.HeaderSource, Value: []byte(schemas.SourceManagement)}, {Key: schemas.HeaderType, Value: []byte(schemas.TypeCommand)},
+	}}
+}
+
+func connect(org, account string, move bool) *kgo.Record {
+	return command(org, &webhooksv1.Command{Action: &webhooksv1.Command_CreateConnection{CreateConnection: &webhooksv1.CreateConnection{
+		Connection: &webhooksv1.Connection{Id: id.New(id.Connection), OrganizationId: org, Source: "stripe", Account: account}, Move: move,
+	}}})
+}
+
+func disconnect(org, account, connectionID string) *kgo.Record {
+	return command(org, &webhooksv1.Command{Action: &webhooksv1.Command_DeleteConnection{DeleteConnection: &webhooksv1.DeleteConnection{
+		ConnectionId: connectionID, Source: "stripe", Account: account,
+	}}})
+}
+
+func (w *world) outcome(out streamtest.Outputs) *webhooksv1.CommandOutcome {
+	w.t.Helper()
+	records := out.Topic(schemas.CommandOutcomes)
+	require.Len(w.t, records, 1)
+	outcome := &webhooksv1.CommandOutcome{}
+	require.NoError(w.t, proto.Unmarshal(records[0].Value, outcome))
+	require.Equal(w.t, outcome.CommandId, string(records[0].Key))
+	return outcome
+}
+
+// handedOn lists what went to organizations: "org sourceEventID", with " held" where it was.
+func handedOn(out streamtest.Outputs) []string {
+	var all []string
+	for _, r := range out.Topic(schemas.Inbound) {
+		line := kafka.ReadHeader(r.Headers, schemas.HeaderOrganization) + " " + kafka.ReadHeader(r.Headers, schemas.HeaderID)
+		if kafka.ReadHeader(r.Headers, schemas.HeaderRetained) != "" {
+			line += " held"
+		}
+		all = append(all, line)
+	}
+	return all
+}
+
+// rows lists inbound rows: "sourceEventID outcome reason".
+func (w *world) rows(out streamtest.Outputs) []string {
+	w.t.Helper()
+	var all []string
+	for _, r := range out.Topic(schemas.InboundRows) {
+		var row webhooksv1.InboundRow
+		require.NoError(w.t, proto.Unmarshal(r.Value, &row))
+		all = append(all, fmt.Sprintf("%s %s %s", row.SourceEventId, row.Outcome, row.Reason))
+	}
+	return all
+}
+
+func (w *world) route(account string) string {
+	w.t.Helper()
+	var route webhooksv1.Route
+	require.NoError(w.t, proto.Unmarshal(w.Get(schemas.Routes, []byte("stripe/"+account)), &route))
+	return route.OrganizationId
+}
+
+func TestEventsWaitForTheirConnection(t *testing.T) {
+	w := newWorld(t)
+	out := w.Process(event("evt_1", "cus_1", handled, nil), event("evt_2", "cus_2", handled, nil), event("evt_3", "cus_1", handled, nil))
+	require.Empty(t, handedOn(out))
+	require.Equal(t, []string{"evt_1 unrouted ", "evt_2 unrouted ", "evt_3 unrouted "}, w.rows(out))
+	require.Empty(t, w.route("cus_1"))
+
+	out = w.Process(connect("org_1", "cus_1", false))
+	require.Equal(t, []string{"org_1 evt_1 held", "org_1 evt_3 held"}, handedOn(out), "in order, and only that account's")
+	made := w.outcome(out).GetConnection()
+	require.Equal(t, "org_1", made.GetOrganizationId())
+	require.Equal(t, "active", made.GetStatus())
+	require.Equal(t, w.Now.UnixMilli(), made.GetCreatedUnixMs())
+	require.False(t, made.GetLearned())
+	require.Equal(t, "org_1", w.route("cus_1"))
+
+	out = w.Process(event("evt_4", "cus_1", handled, nil), event("evt_5", "cus_1", "charge.succeeded", nil))
+	require.Equal(t, []string{"org_1 evt_4", "org_1 evt_5"}, handedOn(out), "stragglers are forwarded, whatever their type")
+	require.Empty(t, w.rows(out))
+}
+
+func TestHandedOnIsWhatCame(t *testing.T) {
+	w := newWorld(t)
+	in := event("evt_1", "cus_1", handled, nil)
+	headers, body := append([]kgo.RecordHeader(nil), in.Headers...), string(in.Value)
+	w.Process(in)
+	got := w.Process(connect("org_1", "cus_1", false)).Topic(schemas.Inbound)[0]
+	require.Equal(t, body, string(got.Value))
+	require.Equal(t, append(headers,
+		kgo.RecordHeader{Key: schemas.HeaderOrganization, Value: []byte("org_1")},
+		kgo.RecordHeader{Key: schemas.HeaderRetained, Value: []byte("held")}), got.Headers)
+}
+
+func TestMetadataTeachesTheOrganization(t *testing.T) {
+	w := newWorld(t)
+	w.Process(event("evt_1", "cus_1", handled, nil))
+	out := w.Process(event("evt_2", "cus_1", handled, map[string]any{"organizationId": "org_1"}))
+	require.Equal(t, []string{"org_1 evt_1 held", "org_1 evt_2"}, handedOn(out))
+	require.Empty(t, w.rows(out))
+	require.Equal(t, "org_1", w.route("cus_1"))
+
+	var learned webhooksv1.Connection
+	require.NoError(t, proto.Unmarshal(w.Get(schemas.Connections, []byte("stripe/cus_1")), &learned))
+	require.True(t, learned.Learned)
+	require.True(t, id.Valid(id.Connection, learned.Id))
+
+	out = w.Process(event("evt_3", "cus_1", handled, map[string]any{"organizationId": "org_2"}))
+	require.Equal(t, []string{"org_1 evt_3"}, handedOn(out), "what is known holds against what an event says")
+}
+
+func TestWhereMetadataIsLookedFor(t *testing.T) {
+	object := func(s string) string { return `{"data":{"object":` + s + `}}` }
+	for _, tc := range []struct{ name, body, want string }{
+		{"organizationId", object(`{"metadata":{"organizationId":"a","org_id":"b"}}`), "a"},
+		{"org_id", object(`{"metadata":{"organization_id":"c","org_id":"b"}}`), "b"},
+		{"organization_id", object(`{"metadata":{"organization_id":"c"}}`), "c"},
+		{"of the subscription", object(`{"metadata":{},"subscription_details":{"metadata":{"org_id":"d"}}}`), "d"},
+		{"of the parent's subscription", object(`{"parent":{"subscription_details":{"metadata":{"organizationId":"e"}}},"subscription_details":{"metadata":{"org_id":"d"}}}`), "e"},
+		{"no valid id", object(`{"metadata":{"organizationId":"a b","org_id":"f"}}`), "f"},
+		{"no text", object(`{"metadata":{"organizationId":7}}`), ""},
+		{"null", object(`{"metadata":null}`), ""},
+		{"no object", `{"data":7}`, ""},
+		{"no JSON", `{`, ""},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			w := newWorld(t)
+			w.Process(record("evt_1", "cus_1", handled, tc.body))
+			require.Equal(t, tc.want, w.route("cus_1"))
+		})
+	}
+}
+
+func TestUnhandledTypesAreIgnored(t *testing.T) {
+	w := newWorld(t)
+	out := w.Process(event("evt_1", "cus_1", "charge.succeeded", map[string]any{"organizationId": "org_1"}), event("evt_2", "", "ping", nil))
+	require.Equal(t, []string{"evt_1 ignored ", "evt_2 ignored "}, w.rows(out))
+	require.Empty(t, handedOn(out))
+	require.Empty(t, w.Keys(schemas.UnroutedHeld))
+	require.Empty(t, w.Keys(schemas.Connections))
+}
+
+func TestEventWithoutAccount(t *testing.T) {
+	w := newWorld(t)
+	out := w.Process(event("evt_1", "", handled, map[string]any{"org_id": "org_1"}), event("evt_2", "", handled, nil))
+	require.Equal(t, []string{"org_1 evt_1"}, handedOn(out))
+	require.Equal(t, []string{"evt_2 dead no_account"}, w.rows(out))
+	require.Len(t, out.Topic(schemas.InboundDead), 1)
+	require.Empty(t, w.Keys(schemas.Connections))
+}
+
+func TestConnectAgainAndByOthers(t *testing.T) {
+	w := newWorld(t)
+	first := w.outcome(w.Process(connect("org_1", "cus_1", false))).GetConnection()
+	again := w.outcome(w.Process(connect("org_1", "cus_1", false))).GetConnection()
+	require.True(t, proto.Equal(first, again), "the connection there is")
+
+	refused := w.outcome(w.Process(connect("org_2", "cus_1", false))).GetRefusal()
+	require.EqualValues(t, 409, refused.GetStatus())
+	require.Equal(t, "org_1", w.route("cus_1"))
+
+	moved := w.outcome(w.Process(connect("org_2", "cus_1", true))).GetConnection()
+	require.Equal(t, "org_2", moved.GetOrganizationId())
+	require.NotEqual(t, first.Id, moved.Id)
+	require.Equal(t, "org_2", w.route("cus_1"))
+	require.Equal(t, []string{"org_2 evt_1"}, handedOn(w.Process(event("evt_1", "cus_1", handled, nil))))
+}
+
+func TestNewAccessTokenIsTaken(t *testing.T) {
+	w := newWorld(t)
+	first := w.outcome(w.Process(connect("org_1", "cus_1", false))).GetConnection()
+	in := command("org_1", &webhooksv1.Command{Action: &webhooksv1.Command_CreateConnection{CreateConnection: &webhooksv1.CreateConnection{
+		Connection: &webhooksv1.Connection{Id: id.New(id.Connection), Source: "stripe", Account: "cus_1", SealedAccessToken: []byte("sealed")},
+	}}})
+	again := w.outcome(w.Process(in)).GetConnection()
+	require.Equal(t, first.Id, again.Id)
+	require.Equal(t, "sealed", string(again.SealedAccessToken))
+}
+
+func TestDisconnect(t *testing.T) {
+	w := newWorld(t)
+	made := w.outcome(w.Process(connect("org_1", "cus_1", false))).GetConnection()
+	require.EqualValues(t, 404, w.outcome(w.Process(disconnect("org_2", "cus_1", made.Id))).GetRefusal().GetStatus())
+	require.EqualValues(t, 404, w.outcome(w.Process(disconnect("org_1", "cus_1", "con_other"))).GetRefusal().GetStatus())
+	require.EqualValues(t, 404, w.outcome(w.Process(disconnect("org_1", "cus_2", made.Id))).GetRefusal().GetStatus())
+
+	require.NotNil(t, w.outcome(w.Process(disconnect("org_1", "cus_1", made.Id))).GetDeleted())
+	require.Empty(t, w.route("cus_1"))
+	require.Empty(t, handedOn(w.Process(event("evt_1", "cus_1", handled, nil))))
+	require.Equal(t, []string{"org_2 evt_1 held"}, handedOn(w.Process(connect("org_2", "cus_1", false))))
+}
+
+func TestCommandThatCannotBeRead(t *testing.T) {
+	w := newWorld(t)
+	in := command("org_1", &webhooksv1.Command{})
+	require.EqualValues(t, 400, w.outcome(w.Process(in)).GetRefusal().GetStatus())
+
+	in = command("org_1", &webhooksv1.Command{})
+	in.Value = []byte{0xff}
+	require.Equal(t, []string{" dead malformed_command"}, w.rows(w.Process(in)))
+}
+
+// TestThousandsHeldAreHandedOnInPieces checks that no transaction is overfull, that the route is written only with the
+// last piece, and that what comes meanwhile stays behind.
+func TestThousandsHeldAreHandedOnInPieces(t *testing.T) {
+	const count = 1000
+	w := newWorld(t)
+	for i := range count {
+		w.Process(event(fmt.Sprintf("evt_%04d", i), "cus_1", handled, nil))
+	}
+	out := w.Process(connect("org_1", "cus_1", false))
+	require.NotNil(t, w.outcome(out).GetConnection())
+	all := handedOn(out)
+	require.Less(t, len(all), count)
+	require.Empty(t, w.route("cus_1"))
+
+	all = append(all, handedOn(w.Process(event("evt_late", "cus_1", handled, nil)))...)
+	w.Crash()
+	for w.route("cus_1") == "" {
+		w.WaitWoken()
+		piece := handedOn(w.Advance(w.Now))
+		require.NotEmpty(t, piece)
+		all = append(all, piece...)
+	}
+	require.Len(t, all, count+1)
+	for i := range count {
+		require.Equal(t, fmt.Sprintf("org_1 evt_%04d held", i), all[i])
+	}
+	require.Equal(t, "org_1 evt_late held", all[count])
+	require.Empty(t, w.Keys(schemas.UnroutedHeld))
+	require.Empty(t, handedOn(w.Advance(w.Now)))
+}
+
+func TestAbortHandsOnAgain(t *testing.T) {
+	w := newWorld(t)
+	for i := range 600 {
+		w.Process(event(fmt.Sprintf("evt_%04d", i), "cus_1", handled, nil))
+	}
+	w.Abort(connect("org_1", "cus_1", false))
+	require.Empty(t, w.route("cus_1"))
+	all := handedOn(w.Redeliver())
+	for w.route("cus_1") == "" {
+		w.WaitWoken()
+		all = append(all, handedOn(w.Advance(w.Now))...)
+	}
+	require.Len(t, all, 600)
+}
+
+func TestMoveAndDisconnectWhileHandingOn(t *testing.T) {
+	w := newWorld(t)
+	for i := range 600 {
+		w.Process(event(fmt.Sprintf("evt_%04d", i), "cus_1", handled, nil))
+	}
+	first := len(handedOn(w.Process(connect("org_1", "cus_1", false))))
+	moved := handedOn(w.Process(connect("org_2", "cus_1", true)))
+	require.NotEmpty(t, moved)
+	require.Equal(t, fmt.Sprintf("org_2 evt_%04d held", first), moved[0])
+
+	connectionID := ""
+	var connection webhooksv1.Connection
+	require.NoError(t, proto.Unmarshal(w.Get(schemas.Connections, []byte("stripe/cus_1")), &connection))
+	connectionID = connection.Id
+	w.Process(disconnect("org_2", "cus_1", connectionID))
+	rest := len(w.Keys(schemas.UnroutedHeld))
+	require.Equal(t, 600-first-len(moved), rest, "what was not handed on is kept, without a marker")
+	require.Empty(t, handedOn(w.Advance(w.Now)))
+}
+
+func TestAccountsThatPrefixEachOther(t *testing.T) {
+	w := newWorld(t)
+	w.Process(event("evt_1", "cus_1", handled, nil), event("evt_2", "cus_1/00000000000000000009", handled, nil), event("evt_3", "cus_10", handled, nil))
+	require.Equal(t, []string{"org_1 evt_1 held"}, handedOn(w.Process(connect("org_1", "cus_1", false))))
+}
+
+func FuzzRouter(f *testing.F) {
+	f.Add("evt_1", "cus_1", handled, `{"data":{"object":{"metadata":{"org_id":"org_1"}}}}`)
+	f.Fuzz(func(t *testing.T, sourceID, account, eventType, body string) {
+		w := newWorld(t)
+		out := w.Process(record(sourceID, account, eventType, body))
+		traces := len(out.Topic(schemas.Inbound)) + len(out.Topic(schemas.InboundRows))
+		require.Positive(t, traces, "every event leaves a trace")
+	})
+}

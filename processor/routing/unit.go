@@ -1,0 +1,167 @@
+package routing
+
+import (
+	"fmt"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/betterdata/webhooks/internal/id"
+	"github.com/betterdata/webhooks/internal/resource"
+	"github.com/betterdata/webhooks/internal/stream"
+	"github.com/betterdata/webhooks/schemas"
+	webhooksv1 "github.com/betterdata/webhooks/schemas/webhooks/v1"
+)
+
+// Outcomes and reasons of rows that the router writes.
+const (
+	outcomeUnrouted = "unrouted"
+	outcomeIgnored  = "ignored"
+	outcomeDead     = "dead"
+
+	reasonNoAccount = "no_account"
+	reasonCommand   = "malformed_command"
+)
+
+// retainedHeld is the value of ce_retained on what is handed on.
+const retainedHeld = "held"
+
+// unit is one call's work on one transaction.
+type unit struct {
+	*task
+	tx *stream.Tx
+}
+
+func (u unit) event(in *kgo.Record, e *event) error {
+	account := e.key()
+	if e.account == "" {
+		return u.withoutAccount(in, e)
+	}
+	connection, err := u.connection(account)
+	if err != nil {
+		return err
+	}
+	if connection != nil {
+		return u.connected(in, e, connection)
+	}
+	if !u.cfg.Handles(e.source, e.eventType) {
+		u.counts[resultIgnored]++
+		return u.row(account, e.row("", outcomeIgnored, ""))
+	}
+	if org := namedOrganization(in.Value); org != "" {
+		return u.learn(in, e, org)
+	}
+	u.counts[resultHeld]++
+	if err := u.hold(in, account); err != nil {
+		return err
+	}
+	return u.row(account, e.row("", outcomeUnrouted, ""))
+}
+
+// connected forwards a straggler, or holds it while earlier ones are being handed on.
+func (u unit) connected(in *kgo.Record, e *event, connection *webhooksv1.Connection) error {
+	_, live, err := u.tx.Get(schemas.Routes, []byte(e.key()))
+	if err != nil {
+		return err
+	}
+	if !live {
+		return u.hold(in, e.key())
+	}
+	u.counts[resultForwarded]++
+	u.forward(connection.OrganizationId, in.Value, in.Headers)
+	return nil
+}
+
+// withoutAccount deals with an event that no connection can ever place.
+func (u unit) withoutAccount(in *kgo.Record, e *event) error {
+	if !u.cfg.Handles(e.source, e.eventType) {
+		u.counts[resultIgnored]++
+		return u.row(e.key(), e.row("", outcomeIgnored, ""))
+	}
+	if org := namedOrganization(in.Value); org != "" {
+		u.counts[resultForwarded]++
+		u.forward(org, in.Value, in.Headers)
+		return nil
+	}
+	return u.dead(in, e, reasonNoAccount)
+}
+
+// learn connects the account to the organization that its event names. The event takes its place behind those held.
+func (u unit) learn(in *kgo.Record, e *event, org string) error {
+	u.counts[resultLearned]++
+	account := e.key()
+	err := u.put(schemas.Connections, account, &webhooksv1.Connection{
+		Id: id.Derive(id.Connection, account, e.eventID), OrganizationId: org, Source: e.source, Account: e.account,
+		Learned: true, Status: resource.ConnectionActive, CreatedUnixMs: u.tx.Now().UnixMilli(),
+	})
+	if err != nil {
+		return err
+	}
+	more, err := u.handOn(account, org)
+	if err != nil {
+		return err
+	}
+	if more {
+		if err := u.hold(in, account); err != nil {
+			return err
+		}
+		u.postpone(account)
+		return nil
+	}
+	u.forward(org, in.Value, in.Headers)
+	return u.goLive(account, org)
+}
+
+// forward puts an event on its organization's topic.
+func (u unit) forward(org string, body []byte, headers []kgo.RecordHeader, more ...kgo.RecordHeader) {
+	all := make([]kgo.RecordHeader, 0, len(headers)+len(more)+1)
+	for _, h := range headers {
+		if h.Key != schemas.HeaderOrganization {
+			all = append(all, h)
+		}
+	}
+	all = append(all, kgo.RecordHeader{Key: schemas.HeaderOrganization, Value: []byte(org)})
+	u.tx.Emit(schemas.Inbound, org, &kgo.Record{Key: []byte(org), Value: body, Headers: append(all, more...)})
+}
+
+func (u unit) dead(in *kgo.Record, e *event, reason string) error {
+	u.counts[resultDead]++
+	row := e.row("", outcomeDead, reason)
+	value, err := proto.Marshal(&webhooksv1.DeadInbound{Event: row, Body: in.Value})
+	if err != nil {
+		return fmt.Errorf("encode dead letter of %s: %w", e.eventID, err)
+	}
+	u.tx.Emit(schemas.InboundDead, e.key(), &kgo.Record{Key: []byte(e.eventID), Value: value})
+	return u.row(e.key(), row)
+}
+
+func (u unit) row(account string, row *webhooksv1.InboundRow) error {
+	value, err := proto.Marshal(row)
+	if err != nil {
+		return fmt.Errorf("encode row of %s: %w", row.EventId, err)
+	}
+	u.tx.Emit(schemas.InboundRows, account, &kgo.Record{Key: []byte(row.EventId), Value: value})
+	return nil
+}
+
+// connection is nil where the account has none.
+func (u unit) connection(account string) (*webhooksv1.Connection, error) {
+	value, ok, err := u.tx.Get(schemas.Connections, []byte(account))
+	if err != nil || !ok {
+		return nil, err
+	}
+	connection := &webhooksv1.Connection{}
+	if err := proto.Unmarshal(value, connection); err != nil {
+		return nil, fmt.Errorf("decode connection of %s: %w", account, err)
+	}
+	return connection, nil
+}
+
+func (u unit) put(store, key string, m proto.Message) error {
+	value, err := proto.Marshal(m)
+	if err != nil {
+		return fmt.Errorf("encode %s of %s: %w", store, key, err)
+	}
+	u.tx.Put(store, []byte(key), value)
+	return nil
+}
