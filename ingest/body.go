@@ -1,0 +1,134 @@
+package ingest
+
+import (
+	"errors"
+	"io"
+	"net"
+	"time"
+
+	"github.com/valyala/fasthttp"
+
+	"github.com/betterdata/webhooks/ingest/produce"
+)
+
+// The server streams request bodies: a handler is called once the headers are there, so that a request is judged in the
+// order of CONTRACT §2, and a body is read straight into the memory that goes to Kafka.
+
+const (
+	// firstRead is how much is reserved for a body before its bytes have arrived. fasthttp has read the first 8 KiB
+	// before it calls a handler: a client cannot make the edge hold much more than it has sent.
+	firstRead = 16 << 10
+	// drainBytes and drainTime bound what is read of a body that nobody wants, so that its sender gets to read the
+	// answer: closing a connection with unread bytes resets it, and a reset takes the answer along.
+	drainBytes = 8 << 20
+	drainTime  = 5 * time.Second
+	// lingerBytes bounds what is read after the answer was sent, within the same time.
+	lingerBytes = 24 << 20
+	// maxLingering bounds the connections that linger at one time; beyond it they are just closed.
+	maxLingering = 256
+)
+
+var (
+	errTooLarge = errors.New("body is larger than allowed")
+	errNoBudget = errors.New("too many bodies are in memory")
+	errTimeout  = errors.New("body did not arrive in time")
+	errCut      = errors.New("body ended early")
+)
+
+// readBody reads the request's body into memory of its own. reserved bytes of the budget are the caller's to give back,
+// in case of an error too.
+func readBody(ctx *fasthttp.RequestCtx, limit int, budget *produce.Budget) (body []byte, reserved int64, err error) {
+	length := ctx.Request.Header.ContentLength()
+	stream := ctx.RequestBodyStream()
+	if length == 0 || stream == nil {
+		return nil, 0, nil
+	}
+	if length > limit {
+		return nil, 0, errTooLarge
+	}
+	size := min(firstRead, limit+1)
+	if length > 0 {
+		size = min(size, length)
+	}
+	for {
+		if !budget.Take(int64(size - cap(body))) {
+			return nil, reserved, errNoBudget
+		}
+		reserved += int64(size - cap(body))
+		body = append(make([]byte, 0, size), body...)
+		n, err := io.ReadFull(stream, body[len(body):size])
+		body = body[:len(body)+n]
+		if len(body) == length {
+			return body, reserved, nil
+		}
+		switch {
+		case err == nil && len(body) > limit:
+			return nil, reserved, errTooLarge
+		case err == nil:
+			// One more than the limit, to see a chunked body pass it.
+			size = min(2*size, limit+1)
+			if length > 0 {
+				size = min(size, length)
+			}
+		case length < 0 && (err == io.EOF || err == io.ErrUnexpectedEOF) && ended(stream):
+			return body, reserved, nil
+		default:
+			return nil, reserved, readError(err)
+		}
+	}
+}
+
+// ended tells the end of a chunked body, which reads as io.EOF again and again, from a connection that broke.
+func ended(stream io.Reader) bool {
+	var one [1]byte
+	_, err := stream.Read(one[:])
+	return err == io.EOF
+}
+
+func readError(err error) error {
+	var netErr net.Error
+	if errors.As(err, &netErr) && netErr.Timeout() {
+		return errTimeout
+	}
+	return errCut
+}
+
+// drain reads and drops the rest of the body, so that the answer can be read. It reports whether the end was reached;
+// otherwise the connection is to be given up, by linger.
+func drain(ctx *fasthttp.RequestCtx, until time.Time) bool {
+	stream := ctx.RequestBodyStream()
+	if stream == nil {
+		return true
+	}
+	if err := ctx.SetReadDeadline(until); err != nil {
+		return false
+	}
+	n, err := io.CopyN(io.Discard, stream, drainBytes)
+	return err == io.EOF || err == nil && n < drainBytes
+}
+
+// lingering counts the connections that linger.
+type lingering chan struct{}
+
+// close ends the request's connection gently after the answer: it is half closed, and what the client still sends is
+// dropped until it has read the answer and closes, or time is up.
+func (l lingering) close(ctx *fasthttp.RequestCtx, until time.Time) {
+	ctx.SetConnectionClose()
+	select {
+	case l <- struct{}{}:
+	default:
+		return
+	}
+	ctx.Hijack(func(conn net.Conn) {
+		defer func() { <-l }()
+		if c, ok := conn.(interface{ UnsafeConn() net.Conn }); ok {
+			conn = c.UnsafeConn()
+		}
+		if tcp, ok := conn.(*net.TCPConn); ok {
+			_ = tcp.CloseWrite()
+		}
+		if conn.SetReadDeadline(until) == nil {
+			_, _ = io.CopyN(io.Discard, conn, lingerBytes)
+		}
+	})
+}

@@ -1,0 +1,188 @@
+// Package commands carries out management writes: it validates a request, makes ids, seals secrets, produces a Command
+// to its owner's topic and answers when the owner's outcome is committed.
+//
+// A write is answered only once it is durable and done: its outcome is a record of the same transaction as the change, so
+// a read that begins after the answer and passes its read barrier shows it. When no outcome comes in time the answer is
+// 202: the command is durable, and will be carried out. Commands on endpoints go to the organization's owner (topic
+// `inbound`), those on connections to the account's (`inbound.unrouted`).
+//
+// Secrets leave this package sealed, or in the one answer that gives them out; they are never logged.
+package commands
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/valyala/fasthttp"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/betterdata/webhooks/ingest/produce"
+	"github.com/betterdata/webhooks/internal/httpapi"
+	"github.com/betterdata/webhooks/internal/id"
+	"github.com/betterdata/webhooks/internal/kafka"
+	"github.com/betterdata/webhooks/internal/resource"
+	"github.com/betterdata/webhooks/internal/seal"
+	"github.com/betterdata/webhooks/schemas"
+	webhooksv1 "github.com/betterdata/webhooks/schemas/webhooks/v1"
+)
+
+// Scopes of the writes.
+const (
+	scopeEndpoints   = "endpoints:write"
+	scopeConnections = "connections:write"
+)
+
+const defaultWait = 10 * time.Second
+
+// Config is how commands are sent.
+type Config struct {
+	Kafka kafka.Config
+	// Wait is how long an outcome is awaited before the answer is 202; default 10 s.
+	Wait time.Duration
+}
+
+// Sender makes a record durable (ingest/produce).
+type Sender interface {
+	Send(produce.Record) error
+}
+
+// Deps are what commands need of others.
+type Deps struct {
+	Sender  Sender
+	Auth    httpapi.Authenticator
+	Keyring *seal.Keyring
+	Rules   *resource.Rules
+	// Processor answers the reads of the same paths, and which account a connection is of.
+	Processor fasthttp.RequestHandler
+	Log       *slog.Logger
+}
+
+// Commands serves the writes. Run must run for outcomes to be seen.
+type Commands struct {
+	cfg      Config
+	deps     Deps
+	outcomes *outcomes
+	router   *httpapi.Router
+}
+
+// New prepares the writes.
+func New(cfg Config, deps Deps) (*Commands, error) {
+	if deps.Keyring == nil || deps.Auth == nil || deps.Rules == nil || deps.Processor == nil {
+		return nil, errors.New("commands: Keyring, Auth, Rules and Processor are required")
+	}
+	if cfg.Wait <= 0 {
+		cfg.Wait = defaultWait
+	}
+	outcomes, err := newOutcomes(cfg.Kafka, deps.Log)
+	if err != nil {
+		return nil, err
+	}
+	c := &Commands{cfg: cfg, deps: deps, outcomes: outcomes, router: httpapi.NewRouter(deps.Auth, deps.Log)}
+	c.routes()
+	return c, nil
+}
+
+func (c *Commands) routes() {
+	const (
+		endpoints   = "/v1/orgs/{org}/endpoints"
+		endpoint    = endpoints + "/{id}"
+		connections = "/v1/orgs/{org}/connections"
+		connection  = connections + "/{id}"
+	)
+	c.router.Handle(http.MethodPost, endpoints, scopeEndpoints, c.createEndpoint)
+	c.router.Handle(http.MethodPatch, endpoint, scopeEndpoints, c.patchEndpoint)
+	c.router.Handle(http.MethodDelete, endpoint, scopeEndpoints, c.deleteEndpoint)
+	c.router.Handle(http.MethodPost, connections, scopeConnections, c.createConnection)
+	c.router.Handle(http.MethodDelete, connection, scopeConnections, c.deleteConnection)
+	for _, path := range []string{endpoints, endpoint, connections, connection} {
+		c.router.HandleRaw(http.MethodGet, path, c.deps.Processor)
+	}
+}
+
+// Handler answers the writes, and hands the reads of the same paths to the processor, so that Allow names both.
+func (c *Commands) Handler() fasthttp.RequestHandler { return c.router.Handler() }
+
+// Run reads outcomes until ctx ends.
+func (c *Commands) Run(ctx context.Context) error { return c.outcomes.run(ctx) }
+
+// Check is nil once no outcome of a command sent from now on can be missed.
+func (c *Commands) Check(context.Context) error {
+	if !c.outcomes.tailing.Load() {
+		return errors.New("command outcomes are not read yet")
+	}
+	return nil
+}
+
+// owner is where a command goes.
+type owner struct{ topic, routingKey string }
+
+func ofOrganization(org string) owner { return owner{schemas.Inbound, org} }
+
+func ofAccount(source, account string) owner {
+	return owner{schemas.InboundUnrouted, source + "/" + account}
+}
+
+// command is a command of the request's principal, with its id.
+func command(ctx *fasthttp.RequestCtx, p httpapi.Principal) *webhooksv1.Command {
+	return &webhooksv1.Command{
+		Id: id.New(id.Command), OrganizationId: httpapi.Org(ctx), KeyId: p.KeyID, IssuedUnixMs: time.Now().UnixMilli(),
+	}
+}
+
+// errPending says that the command is durable and its outcome not known yet.
+var errPending = errors.New("no outcome in time")
+
+// carryOut sends a command and waits for its outcome. A refusal comes back as a *httpapi.Problem.
+func (c *Commands) carryOut(to owner, cmd *webhooksv1.Command) (*webhooksv1.CommandOutcome, error) {
+	if err := c.Check(context.Background()); err != nil {
+		return nil, httpapi.Unavailable("unavailable", "The service is starting. Send the request again.")
+	}
+	value, err := proto.Marshal(cmd)
+	if err != nil {
+		return nil, fmt.Errorf("encode command %s: %w", cmd.Id, err)
+	}
+	outcome, forget := c.outcomes.expect(cmd.Id)
+	defer forget()
+	timer := time.NewTimer(c.cfg.Wait)
+	defer timer.Stop()
+	if err := c.deps.Sender.Send(produce.Record{
+		Topic: to.topic, RoutingKey: to.routingKey, Value: value, Headers: commandHeaders(cmd),
+	}); err != nil {
+		c.deps.Log.Warn("command not stored", "org", cmd.OrganizationId, "topic", to.topic, "error", err)
+		return nil, httpapi.Unavailable("unavailable", "The change could not be stored in time. Look whether it was made, or send it again.")
+	}
+	select {
+	case o := <-outcome:
+		if refusal := o.GetRefusal(); refusal != nil {
+			return nil, resource.Problem(refusal)
+		}
+		return o, nil
+	case <-timer.C:
+		return nil, errPending
+	}
+}
+
+func commandHeaders(cmd *webhooksv1.Command) []kgo.RecordHeader {
+	issued := httpapi.FormatTime(time.UnixMilli(cmd.IssuedUnixMs))
+	headers := []kgo.RecordHeader{}
+	for _, h := range [...][2]string{
+		{schemas.HeaderSpecVersion, schemas.SpecVersion}, {schemas.HeaderID, cmd.Id},
+		{schemas.HeaderSource, schemas.SourceManagement}, {schemas.HeaderType, schemas.TypeCommand},
+		{schemas.HeaderTime, issued}, {schemas.HeaderAcceptedAt, issued},
+		{schemas.HeaderContentType, schemas.ContentTypeProtobuf}, {schemas.HeaderOrganization, cmd.OrganizationId},
+	} {
+		headers = append(headers, kgo.RecordHeader{Key: h[0], Value: []byte(h[1])})
+	}
+	return headers
+}
+
+// accepted answers 202: what the command changes is at location once it is done.
+func accepted(ctx *fasthttp.RequestCtx, location string, body any) {
+	ctx.Response.Header.Set(fasthttp.HeaderLocation, location)
+	httpapi.WriteJSON(ctx, http.StatusAccepted, body)
+}

@@ -1,0 +1,103 @@
+package commands
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+
+	"github.com/valyala/fasthttp"
+
+	"github.com/betterdata/webhooks/internal/httpapi"
+	"github.com/betterdata/webhooks/internal/id"
+	"github.com/betterdata/webhooks/internal/resource"
+	"github.com/betterdata/webhooks/internal/seal"
+	webhooksv1 "github.com/betterdata/webhooks/schemas/webhooks/v1"
+)
+
+func (c *Commands) createConnection(ctx *fasthttp.RequestCtx, p httpapi.Principal) error {
+	body, err := httpapi.JSONBody(ctx)
+	if err != nil {
+		return err
+	}
+	create, problem := c.deps.Rules.ParseConnectionCreate(httpapi.Org(ctx), body)
+	if problem != nil {
+		return problem
+	}
+	cmd := command(ctx, p)
+	connection := create.Connection
+	connection.Id, connection.CreatedUnixMs = id.New(id.Connection), cmd.IssuedUnixMs
+	if create.AccessToken != "" {
+		context := seal.ConnectionToken(connection.Source, connection.Account)
+		if connection.SealedAccessToken, err = c.seal(create.AccessToken, context); err != nil {
+			return err
+		}
+	}
+	cmd.Action = &webhooksv1.Command_CreateConnection{
+		CreateConnection: &webhooksv1.CreateConnection{Connection: connection, Move: create.Move},
+	}
+	outcome, err := c.carryOut(ofAccount(connection.Source, connection.Account), cmd)
+	location := "/v1/orgs/" + cmd.OrganizationId + "/connections/"
+	if errors.Is(err, errPending) {
+		accepted(ctx, location+connection.Id, resource.ConnectionView(connection))
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	created := outcome.GetConnection()
+	if created == nil {
+		return unexpected(cmd, outcome)
+	}
+	// The owner may have kept the id of a connection that was there before.
+	ctx.Response.Header.Set(fasthttp.HeaderLocation, location+created.Id)
+	httpapi.WriteJSON(ctx, http.StatusCreated, resource.ConnectionView(created))
+	return nil
+}
+
+func (c *Commands) deleteConnection(ctx *fasthttp.RequestCtx, p httpapi.Principal) error {
+	connectionID, problem := pathID(ctx, id.Connection)
+	if problem != nil {
+		return problem
+	}
+	source, account, err := c.accountOf(ctx)
+	if err != nil {
+		return err
+	}
+	cmd := command(ctx, p)
+	cmd.Action = &webhooksv1.Command_DeleteConnection{
+		DeleteConnection: &webhooksv1.DeleteConnection{ConnectionId: connectionID, Source: source, Account: account},
+	}
+	return c.delete(ctx, ofAccount(source, account), cmd, connectionID)
+}
+
+// accountOf asks the processor which account the connection of this path is of, since that decides who owns it. It asks
+// as the caller: what the caller may not see is not found.
+func (c *Commands) accountOf(ctx *fasthttp.RequestCtx) (source, account string, err error) {
+	var ask fasthttp.Request
+	ctx.Request.Header.CopyTo(&ask.Header)
+	ask.Header.SetMethod(http.MethodGet)
+	ask.Header.Set("x-request-id", httpapi.RequestID(ctx))
+	for _, name := range []string{fasthttp.HeaderIfMatch, fasthttp.HeaderContentType, fasthttp.HeaderContentLength} {
+		ask.Header.Del(name)
+	}
+	ask.SetRequestURIBytes(ctx.Path())
+	ask.Header.SetHostBytes(ctx.Host())
+	var answer fasthttp.RequestCtx
+	answer.Init(&ask, ctx.RemoteAddr(), nil)
+	c.deps.Processor(&answer)
+	switch status := answer.Response.StatusCode(); status {
+	case http.StatusOK:
+	case http.StatusNotFound:
+		return "", "", httpapi.NotFound()
+	case http.StatusServiceUnavailable:
+		return "", "", httpapi.Unavailable("unavailable", "The connection cannot be looked up at the moment. Send the request again.")
+	default:
+		return "", "", fmt.Errorf("look up a connection before its deletion: the processor answered %d", status)
+	}
+	var found struct{ Source, Account string }
+	if err := json.Unmarshal(answer.Response.Body(), &found); err != nil || found.Source == "" || found.Account == "" {
+		return "", "", fmt.Errorf("look up a connection before its deletion: unreadable answer: %w", err)
+	}
+	return found.Source, found.Account, nil
+}

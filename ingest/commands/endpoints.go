@@ -1,0 +1,190 @@
+package commands
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"time"
+
+	"github.com/valyala/fasthttp"
+
+	"github.com/betterdata/webhooks/internal/httpapi"
+	"github.com/betterdata/webhooks/internal/id"
+	"github.com/betterdata/webhooks/internal/resource"
+	"github.com/betterdata/webhooks/internal/seal"
+	"github.com/betterdata/webhooks/internal/signing"
+	webhooksv1 "github.com/betterdata/webhooks/schemas/webhooks/v1"
+)
+
+func (c *Commands) createEndpoint(ctx *fasthttp.RequestCtx, p httpapi.Principal) error {
+	body, err := httpapi.JSONBody(ctx)
+	if err != nil {
+		return err
+	}
+	create, problem := c.deps.Rules.ParseEndpointCreate(httpapi.Org(ctx), body)
+	if problem != nil {
+		return problem
+	}
+	cmd := command(ctx, p)
+	endpoint, secret, err := c.sealedEndpoint(create, cmd.IssuedUnixMs)
+	if err != nil {
+		return err
+	}
+	cmd.Action = &webhooksv1.Command_CreateEndpoint{CreateEndpoint: &webhooksv1.CreateEndpoint{Endpoint: endpoint}}
+	location := "/v1/orgs/" + cmd.OrganizationId + "/endpoints/" + endpoint.Id
+	outcome, err := c.carryOut(ofOrganization(cmd.OrganizationId), cmd)
+	if errors.Is(err, errPending) {
+		// The secret is given out here or never.
+		accepted(ctx, location, resource.EndpointViewWithSecret(endpoint, secret))
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	created := outcome.GetEndpoint()
+	if created == nil {
+		return unexpected(cmd, outcome)
+	}
+	ctx.Response.Header.Set(fasthttp.HeaderLocation, location)
+	httpapi.SetETag(ctx, created.Version)
+	httpapi.WriteJSON(ctx, http.StatusCreated, resource.EndpointViewWithSecret(created, secret))
+	return nil
+}
+
+// sealedEndpoint completes a requested endpoint with its id and keys. secret is the clear text to be answered.
+func (c *Commands) sealedEndpoint(create *resource.EndpointCreate, nowUnixMS int64) (e *webhooksv1.Endpoint, secret string, err error) {
+	e, secret = create.Endpoint, create.Secret
+	e.Id, e.CreatedUnixMs, e.UpdatedUnixMs = id.New(id.Endpoint), nowUnixMS, nowUnixMS
+	if secret == "" {
+		secret = signing.NewSecret()
+	}
+	keys := &webhooksv1.SigningSecret{}
+	if keys.SealedSecret, err = c.seal(secret, seal.EndpointSecret(e.Id)); err != nil {
+		return nil, "", err
+	}
+	if create.NeedsKeyPair {
+		if keys.SealedPrivateKey, e.PublicKey, err = c.keyPair(e.Id); err != nil {
+			return nil, "", err
+		}
+	}
+	e.Secrets = []*webhooksv1.SigningSecret{keys}
+	if len(create.Headers) > 0 {
+		e.SealedHeaders, err = c.seal(string(resource.HeadersJSON(create.Headers)), seal.EndpointHeaders(e.Id))
+	}
+	return e, secret, err
+}
+
+func (c *Commands) patchEndpoint(ctx *fasthttp.RequestCtx, p httpapi.Principal) error {
+	endpointID, problem := pathID(ctx, id.Endpoint)
+	if problem != nil {
+		return problem
+	}
+	body, err := httpapi.JSONBody(ctx)
+	if err != nil {
+		return err
+	}
+	patch, problem := c.deps.Rules.ParseEndpointPatch(body)
+	if problem != nil {
+		return problem
+	}
+	cmd := command(ctx, p)
+	update, err := c.sealedPatch(endpointID, patch)
+	if err != nil {
+		return err
+	}
+	cmd.Action = &webhooksv1.Command_UpdateEndpoint{UpdateEndpoint: update}
+	outcome, err := c.carryOut(ofOrganization(cmd.OrganizationId), cmd)
+	if errors.Is(err, errPending) {
+		accepted(ctx, "/v1/orgs/"+cmd.OrganizationId+"/endpoints/"+endpointID, pending{endpointID})
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	updated := outcome.GetEndpoint()
+	if updated == nil {
+		return unexpected(cmd, outcome)
+	}
+	httpapi.SetETag(ctx, updated.Version)
+	httpapi.WriteJSON(ctx, http.StatusOK, resource.EndpointView(updated))
+	return nil
+}
+
+// sealedPatch is a patch as it goes on the log.
+func (c *Commands) sealedPatch(endpointID string, patch *resource.EndpointPatch) (*webhooksv1.UpdateEndpoint, error) {
+	update := &webhooksv1.UpdateEndpoint{EndpointId: endpointID, PatchJson: patch.JSON}
+	if patch.Headers != nil {
+		sealed, err := c.seal(string(resource.HeadersJSON(patch.Headers.Set)), seal.EndpointHeaders(endpointID))
+		if err != nil {
+			return nil, err
+		}
+		update.Headers = &webhooksv1.SealedHeaders{Names: patch.Headers.Names(), Sealed: sealed, Removed: patch.Headers.Remove}
+	}
+	if patch.NeedsKeyPair {
+		private, public, err := c.keyPair(endpointID)
+		if err != nil {
+			return nil, err
+		}
+		update.PrivateKey, update.PublicKey = &webhooksv1.SigningSecret{SealedPrivateKey: private}, public
+	}
+	return update, nil
+}
+
+func (c *Commands) deleteEndpoint(ctx *fasthttp.RequestCtx, p httpapi.Principal) error {
+	endpointID, problem := pathID(ctx, id.Endpoint)
+	if problem != nil {
+		return problem
+	}
+	cmd := command(ctx, p)
+	cmd.Action = &webhooksv1.Command_DeleteEndpoint{DeleteEndpoint: &webhooksv1.DeleteEndpoint{EndpointId: endpointID}}
+	return c.delete(ctx, ofOrganization(cmd.OrganizationId), cmd, endpointID)
+}
+
+// delete carries out a deletion and answers 204.
+func (c *Commands) delete(ctx *fasthttp.RequestCtx, to owner, cmd *webhooksv1.Command, what string) error {
+	outcome, err := c.carryOut(to, cmd)
+	switch {
+	case errors.Is(err, errPending):
+		accepted(ctx, string(ctx.Path()), pending{what})
+		return nil
+	case err != nil:
+		return err
+	case outcome.GetDeleted() == nil:
+		return unexpected(cmd, outcome)
+	}
+	ctx.SetStatusCode(http.StatusNoContent)
+	return nil
+}
+
+func (c *Commands) seal(plain, context string) ([]byte, error) {
+	sealed, err := c.deps.Keyring.Seal([]byte(plain), context)
+	if err != nil {
+		return nil, fmt.Errorf("seal %s: %w", context, err)
+	}
+	return sealed, nil
+}
+
+// keyPair makes an ed25519 key for an endpoint: its sealed private half and its public one.
+func (c *Commands) keyPair(endpointID string) (sealed []byte, public string, err error) {
+	private, public := signing.NewKeyPair()
+	sealed, err = c.seal(private, seal.EndpointPrivateKey(endpointID))
+	return sealed, public, err
+}
+
+// pending is the body of a 202 that has nothing else to show.
+type pending struct {
+	ID string `json:"id"`
+}
+
+// pathID is the id in the path; one that is none names nothing.
+func pathID(ctx *fasthttp.RequestCtx, prefix string) (string, *httpapi.Problem) {
+	s := httpapi.Param(ctx, "id")
+	if !id.Valid(prefix, s) {
+		return "", httpapi.NotFound()
+	}
+	return s, nil
+}
+
+func unexpected(cmd *webhooksv1.Command, outcome *webhooksv1.CommandOutcome) error {
+	return fmt.Errorf("command %s, issued at %s, has the outcome %T", cmd.Id, time.UnixMilli(cmd.IssuedUnixMs), outcome.Result)
+}

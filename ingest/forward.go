@@ -1,0 +1,55 @@
+package ingest
+
+import (
+	"strings"
+
+	"github.com/valyala/fasthttp"
+)
+
+// room is who answers a request of the API.
+type room int
+
+const (
+	processor room = iota
+	deliverer
+	own
+)
+
+// roomOf says who answers a path. Reads of deliveries, events, ledger and replays and the page are the deliverer's; the
+// resources whose writes are commands are the edge's own; everything else is the processor's.
+func roomOf(path string) room {
+	if rest, ok := strings.CutPrefix(path, "/settings/"); ok && rest != "" {
+		return deliverer
+	}
+	rest, ok := strings.CutPrefix(path, "/v1/orgs/")
+	if !ok {
+		return processor
+	}
+	parts := strings.Split(rest, "/")
+	if len(parts) < 2 {
+		return processor
+	}
+	switch resource := parts[1]; {
+	case resource == "deliveries", resource == "events", resource == "ledger", resource == "replays":
+		return deliverer
+	case resource == "endpoints" && len(parts) == 4 && parts[3] == "replay":
+		return deliverer
+	case (resource == "endpoints" || resource == "connections") && len(parts) <= 3:
+		return own
+	}
+	return processor
+}
+
+// forwarding hands requests to the rooms.
+func forwarding(toCommands, toProcessor, toDeliverer fasthttp.RequestHandler) fasthttp.RequestHandler {
+	return func(ctx *fasthttp.RequestCtx) {
+		switch roomOf(string(ctx.Path())) {
+		case deliverer:
+			toDeliverer(ctx)
+		case own:
+			toCommands(ctx)
+		default:
+			toProcessor(ctx)
+		}
+	}
+}

@@ -1,0 +1,133 @@
+package ingest
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"os"
+	"runtime/debug"
+	"sync/atomic"
+	"time"
+
+	"github.com/valyala/fasthttp"
+
+	"github.com/betterdata/webhooks/internal/httpapi"
+)
+
+const (
+	// readTimeout bounds a request's arrival, headers and body together: 1 MiB at 100 kB a second.
+	readTimeout = 10 * time.Second
+	// writeTimeout bounds an answer's departure.
+	writeTimeout = 30 * time.Second
+	// idleTimeout is above that of the usual load balancers, which must be the first to close.
+	idleTimeout = 75 * time.Second
+	// headerBytes bounds request line and headers.
+	headerBytes = 8 << 10
+	// connections bounds those served at a time; more are answered 503.
+	connections = 32 << 10
+)
+
+func newServer(handler fasthttp.RequestHandler, log *slog.Logger) *fasthttp.Server {
+	s := httpapi.NewServer(handler)
+	s.ReadTimeout, s.WriteTimeout, s.IdleTimeout = readTimeout, writeTimeout, idleTimeout
+	s.ReadBufferSize, s.Concurrency = headerBytes, connections
+	// The handler reads the body; see body.go.
+	s.StreamRequestBody = true
+	s.DisablePreParseMultipartForm = true
+	s.SecureErrorLogMessage = true
+	s.Logger = serverLog{log}
+	return s
+}
+
+// serverLog takes fasthttp's notices, which are about single connections that broke.
+type serverLog struct{ log *slog.Logger }
+
+func (l serverLog) Printf(format string, args ...any) {
+	l.log.Debug("http server", "error", fmt.Sprintf(format, args...))
+}
+
+// recovered answers a request whose handling panicked: one request must not take the others along.
+func (e *Edge) recovered(ctx *fasthttp.RequestCtx) {
+	cause := recover()
+	if cause == nil {
+		return
+	}
+	e.log.Error("request panicked", "request_id", httpapi.RequestID(ctx), "error", cause, "stack", string(debug.Stack()))
+	httpapi.WriteProblem(ctx, httpapi.NewProblem(http.StatusInternalServerError, "internal",
+		"Something failed on our side; requestId finds it in our logs."))
+}
+
+// webhookSource is the last part of /webhooks/{source}.
+func webhookSource(path []byte) (name []byte, ok bool) {
+	name, ok = bytes.CutPrefix(path, []byte("/webhooks/"))
+	return name, ok && len(name) > 0
+}
+
+// bounded reads a management request's body, within the webhooks' bounds, before next sees it.
+func (e *Edge) bounded(next fasthttp.RequestHandler) fasthttp.RequestHandler {
+	w := e.webhooks
+	return func(ctx *fasthttp.RequestCtx) {
+		httpapi.RequestID(ctx)
+		body, reserved, err := readBody(ctx, w.maxBody, w.producer.Budget)
+		defer w.producer.Budget.Give(reserved)
+		if err == nil {
+			if ctx.RequestBodyStream() != nil {
+				ctx.Request.SetBodyRaw(body)
+			}
+			next(ctx)
+			return
+		}
+		until := time.Now().Add(drainTime)
+		if !errors.Is(err, errTooLarge) && !errors.Is(err, errNoBudget) {
+			ctx.SetConnectionClose()
+		} else if !drain(ctx, until) {
+			w.lingering.close(ctx, until)
+		}
+		refusal := w.unread(err)
+		problem := httpapi.NewProblem(refusal.Reason.Status(), string(refusal.Reason), "%s", refusal.Detail)
+		if problem.Status == http.StatusServiceUnavailable {
+			problem.RetryAfter = retryAfter
+		}
+		httpapi.WriteProblem(ctx, problem)
+	}
+}
+
+// readiness is whether the edge has begun its work; once it has it goes on, whatever becomes slow later.
+type readiness struct{ yes atomic.Bool }
+
+func (r *readiness) opened() bool { return r.yes.Load() }
+
+// open waits for the checks to pass once.
+func (r *readiness) open(ctx context.Context, checks ...func(context.Context) error) {
+	tick := time.NewTicker(openEvery)
+	defer tick.Stop()
+	for {
+		var errs []error
+		for _, check := range checks {
+			errs = append(errs, check(ctx))
+		}
+		if errors.Join(errs...) == nil {
+			r.yes.Store(true)
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+func orHostname(worker string) string {
+	if worker != "" {
+		return worker
+	}
+	name, err := os.Hostname()
+	if err != nil {
+		return "ingest"
+	}
+	return name
+}
