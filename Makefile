@@ -54,7 +54,7 @@ vulnerabilities:
 	@out=$$($(GOVULNCHECK) ./... 2>&1) && { echo "$$out" | tail -n 1; exit 0; }; \
 	case "$$out" in \
 	*"exit status 3"*) echo "$$out" >&2; exit 1;; \
-	*) echo "govulncheck did not run: $$(echo "$$out" | grep -v '^exit status' | tail -n 1)";; \
+	*) echo "govulncheck did not run: $$(echo "$$out" | grep '^govulncheck:')";; \
 	esac
 
 protobuf:

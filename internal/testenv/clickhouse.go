@@ -102,14 +102,10 @@ func tryClickHouse(ctx context.Context) (*ClickHouseServer, error) {
 	if err != nil {
 		return nil, err
 	}
-	server, err := newServer(hostProgram(filepath.Dir(folder)), folder, append(command, args...), func(ctx context.Context) error {
+	server, err := startServer(ctx, folder, append(command, args...), func(ctx context.Context) error {
 		return engine.Ready(ctx, addr, httpAddr)
 	})
 	if err != nil {
-		return nil, err
-	}
-	if err := server.Start(ctx); err != nil {
-		server.close()
 		return nil, err
 	}
 	return &ClickHouseServer{server, addr, httpAddr}, nil

@@ -120,14 +120,10 @@ func tryKafka(ctx context.Context) (*KafkaServer, error) {
 	if err := formatStorage(ctx, java, properties); err != nil {
 		return nil, err
 	}
-	server, err := newServer(hostProgram(filepath.Dir(folder)), folder, append(java, "kafka.Kafka", properties), func(ctx context.Context) error {
+	server, err := startServer(ctx, folder, append(java, "kafka.Kafka", properties), func(ctx context.Context) error {
 		return kafkaReady(ctx, addr)
 	})
 	if err != nil {
-		return nil, err
-	}
-	if err := server.Start(ctx); err != nil {
-		server.close()
 		return nil, err
 	}
 	return &KafkaServer{server, addr}, nil

@@ -13,9 +13,13 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
 )
 
-// Server is a server process that a test may break. It ends with the test process, and its folder with it.
+// Server is a process that a test may break. It ends with the test process, and its folder with it.
 type Server struct {
 	ready  func(ctx context.Context) error
 	output string
@@ -41,7 +45,7 @@ var scratch = sync.OnceValues(func() (scratchFolder, error) {
 	if err := goBuild(program, "github.com/betterdata/webhooks/internal/testenv/host"); err != nil {
 		return scratchFolder{}, err
 	}
-	remover, err := newServer(program, folder, nil, nil)
+	remover, err := newServer(program, folder, nil, nil, nil)
 	return scratchFolder{folder, remover}, err
 })
 
@@ -66,11 +70,26 @@ func goBuild(program, pkg string) error {
 	return nil
 }
 
-// newServer makes a host process for command, which Start starts. folder is removed when this process ends.
-func newServer(program, folder string, command []string, ready func(ctx context.Context) error) (*Server, error) {
+// startServer starts command in a folder that newFolder made. On an error nothing is left of it.
+func startServer(ctx context.Context, folder string, command []string, ready func(ctx context.Context) error) (*Server, error) {
+	server, err := newServer(hostProgram(filepath.Dir(folder)), folder, nil, command, ready)
+	if err != nil {
+		return nil, err
+	}
+	if err := server.Start(ctx); err != nil {
+		server.close()
+		return nil, err
+	}
+	return server, nil
+}
+
+// newServer makes a host process for command, which Start starts. folder is removed when this process ends. A nil
+// environment is this process's.
+func newServer(program, folder string, env, command []string, ready func(ctx context.Context) error) (*Server, error) {
 	s := &Server{ready: ready, output: filepath.Join(folder, "output.log")}
 	host := exec.Command(program, append([]string{"-folder", folder, "-output", s.output}, command...)...)
 	host.Stderr = os.Stderr
+	host.Env = env
 	var err error
 	if s.in, err = host.StdinPipe(); err != nil {
 		return nil, err
@@ -90,18 +109,43 @@ func (s *Server) Start(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
-	if err := s.ready(ctx); err != nil {
-		out, _ := os.ReadFile(s.output)
-		return fmt.Errorf("%w\n%s", err, out[max(0, len(out)-4000):])
+	answers := make(chan error, 1)
+	go func() { answers <- s.ready(ctx) }()
+	for {
+		select {
+		case err := <-answers:
+			return s.withOutput(err)
+		case <-time.After(200 * time.Millisecond):
+			if err := s.say("alive"); err != nil {
+				return s.withOutput(err)
+			}
+		}
 	}
-	return nil
 }
 
-// Kill is SIGKILL.
+func (s *Server) withOutput(err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%w\n%s", err, tail(s.Output()))
+}
+
+// Output is all that the server has printed.
+func (s *Server) Output() string {
+	out, _ := os.ReadFile(s.output)
+	return string(out)
+}
+
+func tail(s string) string { return s[max(0, len(s)-4000):] }
+
+// Kill is SIGKILL. It is an error when the server had ended by itself before.
 func (s *Server) Kill() error { return s.say("kill") }
 
-// End is SIGTERM; it returns when the server is gone.
+// End is SIGTERM; it returns when the server is gone, with an error unless it exited with 0.
 func (s *Server) End() error { return s.say("end") }
+
+// Interrupt is End with SIGINT, as Ctrl-C sends it.
+func (s *Server) Interrupt() error { return s.say("interrupt") }
 
 // Stop is SIGSTOP: connections stay open, and nothing answers.
 func (s *Server) Stop() error { return s.say("stop") }
@@ -136,6 +180,14 @@ func (s *Server) say(line string) error {
 		return fmt.Errorf("%s server: %s", line, answer)
 	}
 	return nil
+}
+
+// FreeAddr is a free address of this machine.
+func FreeAddr(t testing.TB) string {
+	t.Helper()
+	addr, err := freeAddr()
+	require.NoError(t, err)
+	return addr
 }
 
 // freeAddr is a free address of this machine. Its port is below the range that outgoing connections use, so that it is

@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"sync"
 	"testing"
 	"time"
 
@@ -79,21 +78,4 @@ func Eventually(t testing.TB, timeout time.Duration, cond func() bool, what ...a
 		}
 		time.Sleep(pause)
 	}
-}
-
-var built = sync.OnceValues(func() (string, error) {
-	folder, err := scratch()
-	if err != nil {
-		return "", err
-	}
-	program := filepath.Join(folder.path, "webhooks")
-	return program, goBuild(program, "github.com/betterdata/webhooks")
-})
-
-// Build is the path of the program, built once a test process, without the race detector.
-func Build(t testing.TB) string {
-	t.Helper()
-	program, err := built()
-	require.NoError(t, err)
-	return program
 }

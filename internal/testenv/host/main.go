@@ -1,11 +1,17 @@
-// Command host stands between a test process and one server that it started (a Kafka broker, a ClickHouse). It obeys
-// lines on its standard input and, once that closes, which happens however the test process ends, it kills the server and
-// removes its folder. So nothing outlives a test, and no test has to say so.
+// Command host stands between a test process and one server that it started (a Kafka broker, a ClickHouse, our own
+// program). It obeys lines on its standard input and, once that closes, which happens however the test process ends, it
+// kills the server and removes its folder. So nothing outlives a test, and no test has to say so.
 //
 //	host -folder DIR -output FILE COMMAND ARG…
 //
-// Lines: start, kill (SIGKILL, and waits), stop (SIGSTOP), cont (SIGCONT), end (SIGTERM, and waits). Each is answered by a
-// line: ok, or what went wrong.
+// Each line is answered by a line: ok, or what went wrong.
+//
+//	start      run the command
+//	alive      is it still running?
+//	kill       SIGKILL, and wait; it is wrong when the server had ended by itself
+//	end        SIGTERM, and wait; an exit status other than 0 is told
+//	interrupt  the same with SIGINT
+//	stop cont  SIGSTOP, SIGCONT
 package main
 
 import (
@@ -37,7 +43,9 @@ func main() {
 		}
 		fmt.Println(answer)
 	}
-	_ = s.kill()
+	if s.running != nil {
+		_ = s.end(syscall.SIGKILL)
+	}
 	removeAll(*folder)
 }
 
@@ -54,8 +62,10 @@ func removeAll(folder string) {
 type server struct {
 	command []string
 	output  string
+
 	running *exec.Cmd
-	input   interface{ Close() error }
+	exited  chan struct{} // closed once running is waited for
+	err     error         // how it ended
 }
 
 func (s *server) obey(line string) error {
@@ -65,22 +75,33 @@ func (s *server) obey(line string) error {
 	if s.running == nil {
 		return errors.New("not running")
 	}
+	select {
+	case <-s.exited:
+		s.running = nil
+		return fmt.Errorf("it had ended by itself: %v", s.err)
+	default:
+	}
 	switch line {
+	case "alive":
+		return nil
 	case "kill":
-		return s.kill()
+		_ = s.end(syscall.SIGKILL)
+		return nil
+	case "end":
+		return s.end(syscall.SIGTERM)
+	case "interrupt":
+		return s.end(syscall.SIGINT)
 	case "stop":
 		return s.running.Process.Signal(syscall.SIGSTOP)
 	case "cont":
 		return s.running.Process.Signal(syscall.SIGCONT)
-	case "end":
-		return s.end(syscall.SIGTERM)
 	}
 	return fmt.Errorf("unknown line %q", line)
 }
 
 func (s *server) start() error {
 	if s.running != nil {
-		return errors.New("runs already")
+		return errors.New("it runs already")
 	}
 	out, err := os.OpenFile(s.output, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
@@ -89,30 +110,26 @@ func (s *server) start() error {
 	defer out.Close()
 	cmd := exec.Command(s.command[0], s.command[1:]...)
 	cmd.Stdout, cmd.Stderr = out, out
-	// The engine ends when its standard input closes.
-	if s.input, err = cmd.StdinPipe(); err != nil {
+	// Held open: the ClickHouse engine ends when its standard input closes.
+	if _, err := cmd.StdinPipe(); err != nil {
 		return err
 	}
 	if err := cmd.Start(); err != nil {
 		return err
 	}
-	s.running = cmd
+	s.running, s.exited = cmd, make(chan struct{})
+	go func() {
+		s.err = cmd.Wait()
+		close(s.exited)
+	}()
 	return nil
 }
 
-func (s *server) kill() error {
-	if s.running == nil {
-		return nil
-	}
-	return s.end(syscall.SIGKILL)
-}
-
 func (s *server) end(sig syscall.Signal) error {
-	err := s.running.Process.Signal(sig)
-	if errors.Is(err, os.ErrProcessDone) {
-		err = nil
+	if err := s.running.Process.Signal(sig); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return err
 	}
-	_ = s.running.Wait()
+	<-s.exited
 	s.running = nil
-	return err
+	return s.err
 }
