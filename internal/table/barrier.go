@@ -81,16 +81,39 @@ func (c *Copy) look(ctx context.Context) (*place, error) {
 // WaitCurrent is the read barrier: it returns once the copy holds every change of the routing key's partition that
 // was committed when it was called. It does not see transactions that are still open, nor wait for them.
 func (c *Copy) WaitCurrent(ctx context.Context, routingKey string) error {
-	// The position of a copy that has not begun is unknown.
-	if err := c.Wait(ctx, func() (bool, error) { return c.place.Load() != nil, nil }); err != nil {
+	if err := c.waitPlace(ctx); err != nil {
 		return err
 	}
-	p := kafka.PartitionOf(routingKey, int32(len(c.place.Load().starts)))
-	stable, err := c.stableOffsets(ctx, p)
+	return c.waitCurrent(ctx, kafka.PartitionOf(routingKey, int32(len(c.place.Load().starts))))
+}
+
+// WaitAllCurrent is the read barrier of every partition, for a read that no routing key bounds.
+func (c *Copy) WaitAllCurrent(ctx context.Context) error {
+	if err := c.waitPlace(ctx); err != nil {
+		return err
+	}
+	return c.waitCurrent(ctx, c.allPartitions()...)
+}
+
+// waitPlace waits until the position of the copy is known.
+func (c *Copy) waitPlace(ctx context.Context) error {
+	return c.Wait(ctx, func() (bool, error) { return c.place.Load() != nil, nil })
+}
+
+func (c *Copy) waitCurrent(ctx context.Context, partitions ...int32) error {
+	stable, err := c.stableOffsets(ctx, partitions...)
 	if err != nil {
-		return fmt.Errorf("read barrier of %s, partition %d: %w", c.cfg.Topic, p, err)
+		return fmt.Errorf("read barrier of %s, partitions %v: %w", c.cfg.Topic, partitions, err)
 	}
 	return c.waitReached(ctx, stable)
+}
+
+func (c *Copy) allPartitions() []int32 {
+	all := make([]int32, len(c.place.Load().starts))
+	for p := range all {
+		all[p] = int32(p)
+	}
+	return all
 }
 
 // Wait returns once cond does, asking it again after each batch applied; its error ends the wait.
@@ -131,10 +154,7 @@ func (c *Copy) freshTime() time.Time {
 // keepFresh records, about once a second, that the copy has reached all that was committed a moment ago. It returns
 // an error when the copy was cut off for so long that tombstones may have passed it by.
 func (c *Copy) keepFresh(ctx context.Context) error {
-	all := make([]int32, len(c.place.Load().starts))
-	for p := range all {
-		all[p] = int32(p)
-	}
+	all := c.allPartitions()
 	for {
 		asked := time.Now()
 		stable, err := c.stableOffsets(ctx, all...)
