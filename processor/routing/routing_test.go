@@ -187,7 +187,7 @@ func TestWhereMetadataIsLookedFor(t *testing.T) {
 func TestUnhandledTypesAreIgnored(t *testing.T) {
 	w := newWorld(t)
 	out := w.Process(event("evt_1", "cus_1", "charge.succeeded", map[string]any{"organizationId": "org_1"}), event("evt_2", "", "ping", nil))
-	require.Equal(t, []string{"evt_1 ignored ", "evt_2 ignored "}, w.rows(out))
+	require.Equal(t, []string{"evt_1 ignored unhandled_type", "evt_2 ignored unhandled_type"}, w.rows(out))
 	require.Empty(t, handedOn(out))
 	require.Empty(t, w.Keys(schemas.UnroutedHeld))
 	require.Empty(t, w.Keys(schemas.Connections))

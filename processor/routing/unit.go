@@ -21,6 +21,7 @@ const (
 
 	reasonNoAccount = "no_account"
 	reasonCommand   = "malformed_command"
+	reasonUnhandled = "unhandled_type"
 )
 
 // retainedHeld is the value of ce_retained on what is handed on.
@@ -46,7 +47,7 @@ func (u unit) event(in *kgo.Record, e *event) error {
 	}
 	if !u.cfg.Handles(e.source, e.eventType) {
 		u.counts[resultIgnored]++
-		return u.row(account, e.row("", outcomeIgnored, ""))
+		return u.row(account, e.row("", outcomeIgnored, reasonUnhandled))
 	}
 	if org := namedOrganization(in.Value); org != "" {
 		return u.learn(in, e, org)
@@ -76,7 +77,7 @@ func (u unit) connected(in *kgo.Record, e *event, connection *webhooksv1.Connect
 func (u unit) withoutAccount(in *kgo.Record, e *event) error {
 	if !u.cfg.Handles(e.source, e.eventType) {
 		u.counts[resultIgnored]++
-		return u.row(e.key(), e.row("", outcomeIgnored, ""))
+		return u.row(e.key(), e.row("", outcomeIgnored, reasonUnhandled))
 	}
 	if org := namedOrganization(in.Value); org != "" {
 		u.counts[resultForwarded]++
