@@ -1,0 +1,63 @@
+package inbound
+
+import (
+	"google.golang.org/protobuf/proto"
+
+	"github.com/betterdata/webhooks/internal/id"
+	"github.com/betterdata/webhooks/internal/stream"
+	"github.com/betterdata/webhooks/processor/commands"
+	"github.com/betterdata/webhooks/schemas"
+	webhooksv1 "github.com/betterdata/webhooks/schemas/webhooks/v1"
+)
+
+// command applies a command and answers it. Its outcome is written in the same transaction, so that whoever asked may
+// tell the merchant that the change holds.
+func (t *task) command(tx *stream.Tx, e *event) (result, error) {
+	cmd := &webhooksv1.Command{}
+	if err := proto.Unmarshal(e.body, cmd); err != nil || cmd.Id == "" {
+		return t.bury(tx, e, reasonCommand), nil
+	}
+	if !id.ValidOrg(cmd.OrganizationId) || e.organization != "" && e.organization != cmd.OrganizationId {
+		return t.bury(tx, e, reasonNoOrganization), nil
+	}
+	state := endpointState{tx}
+	r, err := t.commands.Apply(state, cmd, tx.Now())
+	if err != nil {
+		return 0, err
+	}
+	emit(tx, schemas.CommandOutcomes, cmd.OrganizationId, cmd.Id, r.Outcome)
+	if r.Event != nil {
+		set, err := commands.SetVersion(state, cmd.OrganizationId)
+		if err != nil {
+			return 0, err
+		}
+		now := tx.Now().UnixMilli()
+		tx.Emit(schemas.Events, cmd.OrganizationId, (&outgoing{
+			id:           r.Event.ID,
+			eventType:    r.Event.Type,
+			source:       "/endpoints",
+			subject:      r.Event.Subject,
+			organization: cmd.OrganizationId,
+			occurredMS:   now,
+			acceptedMS:   now,
+			causeSource:  schemas.SourceManagement,
+			causeEventID: cmd.Id,
+			endpointSet:  set,
+			data:         r.Event.Data,
+		}).record())
+	}
+	if r.Outcome.GetRefusal() != nil {
+		return refused, nil
+	}
+	return processed, nil
+}
+
+// endpointState is the store `endpoints` as package commands sees it.
+type endpointState struct{ tx *stream.Tx }
+
+func (s endpointState) Get(key []byte) ([]byte, bool, error) { return s.tx.Get(schemas.Endpoints, key) }
+func (s endpointState) Put(key, value []byte)                { s.tx.Put(schemas.Endpoints, key, value) }
+func (s endpointState) Delete(key []byte)                    { s.tx.Delete(schemas.Endpoints, key) }
+func (s endpointState) Scan(prefix []byte, fn func(key, value []byte) bool) error {
+	return s.tx.Scan(schemas.Endpoints, prefix, nil, fn)
+}

@@ -1,0 +1,106 @@
+// Package inbound is the task group `billing`: it owns everything about an organization that arrives on `inbound`.
+//
+// A record is a verified source event or a command of the management API. An event is dropped when it was seen before;
+// otherwise it is handed to the domain it belongs to (package billing) and leaves, all in one transaction with the
+// input's offset: the new state (tables `billing`, `entitlements`), what is told to merchants (`events`), the audit entry
+// (`billing-audit`) and one row that says what became of it (`inbound-rows`). A command is handed to package commands
+// and leaves the changed endpoints and its outcome. Timers of the domain are due times in the state itself, found by an
+// index and applied when the runtime calls.
+//
+// What it promises: one effect per organization, source and event id within the dedupe time; no record is dropped
+// without a row; a record that cannot be used goes to `inbound.dead` with its reason and stops nobody. What it must not
+// do: decide anything about billing or endpoints itself.
+package inbound
+
+import (
+	"errors"
+	"log/slog"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/betterdata/webhooks/internal/stream"
+	"github.com/betterdata/webhooks/processor/commands"
+	"github.com/betterdata/webhooks/processor/plans"
+	"github.com/betterdata/webhooks/schemas"
+)
+
+// Group is the consumer group's name.
+const Group = "billing"
+
+// Livemode says which of Stripe's modes takes effect (STRIPE_LIVEMODE).
+type Livemode string
+
+// Modes.
+const (
+	LivemodeAny  Livemode = "any"
+	LivemodeLive Livemode = "live"
+	LivemodeTest Livemode = "test"
+)
+
+// admits reports whether events of the mode take effect.
+func (l Livemode) admits(live bool) bool { return l == LivemodeAny || live == (l == LivemodeLive) }
+
+// Config is what the operator decides.
+type Config struct {
+	Plans *plans.Plans
+	// Livemode is LivemodeAny when empty.
+	Livemode Livemode
+	// DedupeRetention is how long an event is recognised when it is sent again; DedupeBySource replaces it for a source.
+	// It is kept by whole days, rounded up.
+	DedupeRetention time.Duration
+	DedupeBySource  map[string]time.Duration
+}
+
+// Inbound makes the tasks of the group.
+type Inbound struct {
+	cfg      Config
+	commands *commands.Applier
+	log      *slog.Logger
+	metrics  *metrics
+}
+
+// New checks the configuration.
+func New(cfg Config, applier *commands.Applier, log *slog.Logger, reg prometheus.Registerer) (*Inbound, error) {
+	if cfg.Livemode == "" {
+		cfg.Livemode = LivemodeAny
+	}
+	switch {
+	case cfg.Plans == nil:
+		return nil, errors.New("inbound: plans are required")
+	case cfg.Livemode != LivemodeAny && cfg.Livemode != LivemodeLive && cfg.Livemode != LivemodeTest:
+		return nil, errors.New("inbound: STRIPE_LIVEMODE must be any, live or test")
+	}
+	for _, retention := range cfg.DedupeBySource {
+		if retention <= 0 {
+			return nil, errors.New("inbound: DEDUPE_RETENTION must be positive for every source")
+		}
+	}
+	if cfg.DedupeRetention <= 0 {
+		return nil, errors.New("inbound: DEDUPE_RETENTION must be positive")
+	}
+	return &Inbound{cfg: cfg, commands: applier, log: log, metrics: newMetrics(reg)}, nil
+}
+
+// Spec is the group as the runtime takes it.
+func (i *Inbound) Spec() stream.Spec {
+	return stream.Spec{
+		Group: Group,
+		Input: schemas.Inbound,
+		Stores: []stream.StoreSpec{
+			{Topic: schemas.Billing, Index: indexDue},
+			{Topic: schemas.Entitlements},
+			{Topic: schemas.Endpoints},
+			{Topic: schemas.InboundSeen, Index: indexSeen},
+		},
+		NewTask: func(p *stream.Partition) (stream.Task, error) { return newTask(i, p), nil },
+	}
+}
+
+// retention is the dedupe time of a source.
+func (i *Inbound) retention(source string) time.Duration {
+	if own, ok := i.cfg.DedupeBySource[source]; ok {
+		return own
+	}
+	return i.cfg.DedupeRetention
+}

@@ -1,0 +1,102 @@
+package inbound
+
+import (
+	"slices"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/betterdata/webhooks/processor/billing"
+	"github.com/betterdata/webhooks/schemas"
+)
+
+// result is what became of a record.
+type result int
+
+const (
+	processed result = iota
+	stale
+	duplicate
+	ignored
+	dead
+	refused
+	results
+)
+
+// names are the labels; the first five are outcomes of events, refused is a command's.
+var names = [results]string{"processed", "stale", "duplicate", "ignored", "dead", "refused"}
+
+// otherType stands for the types that are not handled: a label never comes from outside.
+const otherType = "other"
+
+// counted are the values of the label type.
+var counted = append(billing.Types(), schemas.TypeCommand, otherType)
+
+func countedAs(eventType string) int {
+	if at := slices.Index(counted, eventType); at >= 0 {
+		return at
+	}
+	return len(counted) - 1
+}
+
+type metrics struct {
+	// events by place in counted and result.
+	events          [][results]prometheus.Counter
+	paymentFailures prometheus.Counter
+	unmappedPrices  prometheus.Counter
+}
+
+func newMetrics(reg prometheus.Registerer) *metrics {
+	events := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "webhooks_processor_events_total",
+		Help: "Inbound records by what became of them.",
+	}, []string{"type", "result"})
+	m := &metrics{
+		paymentFailures: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "webhooks_billing_payment_failures_total",
+			Help: "invoice.payment_failed events that took effect.",
+		}),
+		unmappedPrices: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "webhooks_billing_unmapped_prices_total",
+			Help: "Prices in subscription events that are in no plan of PLANS_FILE.",
+		}),
+	}
+	for _, eventType := range counted {
+		var row [results]prometheus.Counter
+		for r, name := range names {
+			row[r] = events.WithLabelValues(eventType, name)
+		}
+		m.events = append(m.events, row)
+	}
+	reg.MustRegister(events, m.paymentFailures, m.unmappedPrices)
+	return m
+}
+
+// tally counts a transaction's work until it is known to be committed.
+type tally struct {
+	events          [][results]int
+	paymentFailures int
+	unmappedPrices  int
+}
+
+func newTally() tally { return tally{events: make([][results]int, len(counted))} }
+
+func (t *tally) count(eventType string, r result) { t.events[countedAs(eventType)][r]++ }
+
+// flush adds what was counted to the metrics.
+func (t *tally) flush(m *metrics) {
+	for i, row := range t.events {
+		for r, n := range row {
+			if n > 0 {
+				m.events[i][r].Add(float64(n))
+			}
+		}
+	}
+	m.paymentFailures.Add(float64(t.paymentFailures))
+	m.unmappedPrices.Add(float64(t.unmappedPrices))
+	t.reset()
+}
+
+func (t *tally) reset() {
+	clear(t.events)
+	t.paymentFailures, t.unmappedPrices = 0, 0
+}

@@ -1,0 +1,102 @@
+package inbound
+
+import (
+	"strconv"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/betterdata/webhooks/internal/stream"
+	"github.com/betterdata/webhooks/schemas"
+	webhooksv1 "github.com/betterdata/webhooks/schemas/webhooks/v1"
+)
+
+// emit produces a message. It encodes: text from outside was made valid UTF-8 when it was read.
+func emit(tx *stream.Tx, topic, routingKey, key string, m proto.Message) {
+	value, err := proto.Marshal(m)
+	if err != nil {
+		panic("BUG: a record does not encode: " + err.Error())
+	}
+	tx.Emit(topic, routingKey, &kgo.Record{Key: []byte(key), Value: value})
+}
+
+// row says what became of an event.
+func (t *task) row(tx *stream.Tx, e *event, outcome result, reason string) {
+	emit(tx, schemas.InboundRows, routing(e), e.eventID, inboundRow(e, outcome, reason))
+}
+
+func inboundRow(e *event, outcome result, reason string) *webhooksv1.InboundRow {
+	return &webhooksv1.InboundRow{
+		Source:         e.source,
+		SourceEventId:  e.id,
+		EventId:        e.eventID,
+		OrganizationId: e.organization,
+		Account:        e.account,
+		Type:           e.eventType,
+		Outcome:        names[outcome],
+		Reason:         reason,
+		ReceivedUnixMs: e.acceptedAt.UnixMilli(),
+	}
+}
+
+// bury puts what cannot be used where it can be looked at.
+func (t *task) bury(tx *stream.Tx, e *event, reason string) result {
+	t.log.Warn("inbound record cannot be used", "org", e.organization, "event_id", e.eventID, "source", e.source,
+		"type", e.eventType, "reason", reason)
+	row := inboundRow(e, dead, reason)
+	letter := &webhooksv1.DeadInbound{Event: row, Body: e.body}
+	if proto.Size(letter) > maxEffect {
+		// The row still says what it was.
+		letter.Body = nil
+	}
+	emit(tx, schemas.InboundDead, routing(e), e.eventID, letter)
+	emit(tx, schemas.InboundRows, routing(e), e.eventID, row)
+	return dead
+}
+
+// routing is the key that decides where an event's rows go: the organization, or where it names none the event itself.
+func routing(e *event) string {
+	if e.organization != "" {
+		return e.organization
+	}
+	return e.eventID
+}
+
+// outgoing is an event for the log `events`: CloudEvents, binary mode.
+type outgoing struct {
+	id, eventType, source, subject         string
+	organization                           string
+	occurredMS, acceptedMS                 int64
+	causationID, causeSource, causeEventID string
+	endpointSet                            uint64
+	data                                   []byte
+}
+
+func (o *outgoing) record() *kgo.Record {
+	r := &kgo.Record{Key: []byte(o.organization), Value: o.data, Headers: make([]kgo.RecordHeader, 0, 14)}
+	set := func(key, value string) {
+		if value != "" {
+			r.Headers = append(r.Headers, kgo.RecordHeader{Key: key, Value: []byte(value)})
+		}
+	}
+	set(schemas.HeaderSpecVersion, schemas.SpecVersion)
+	set(schemas.HeaderID, o.id)
+	set(schemas.HeaderSource, o.source)
+	set(schemas.HeaderType, o.eventType)
+	set(schemas.HeaderTime, timeOf(o.occurredMS))
+	set(schemas.HeaderSubject, o.subject)
+	set(schemas.HeaderContentType, schemas.ContentTypeJSON)
+	set(schemas.HeaderOrganization, o.organization)
+	set(schemas.HeaderAcceptedAt, timeOf(o.acceptedMS))
+	set(schemas.HeaderCorrelationID, o.causationID)
+	set(schemas.HeaderCausationID, o.causationID)
+	set(schemas.HeaderCauseSource, o.causeSource)
+	set(schemas.HeaderCauseEventID, o.causeEventID)
+	set(schemas.HeaderEndpointSet, strconv.FormatUint(o.endpointSet, 10))
+	return r
+}
+
+func timeOf(unixMS int64) string {
+	return time.UnixMilli(unixMS).UTC().Format("2006-01-02T15:04:05.000Z")
+}
