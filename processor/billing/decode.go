@@ -91,8 +91,9 @@ var invoice = jsonscan.Compile(
 const (
 	// maxText bounds an id or key; Stripe's are at most 255 characters.
 	maxText = 255
-	// maxUnix is the end of year 9999, the last that RFC 3339 can write.
-	maxUnix = 253402300799
+	// maxUnix is the end of the year 2199: ClickHouse's DateTime64 ends in 2299, and a time that a table refuses must not
+	// reach it.
+	maxUnix = 7258118399
 	// maxItems bounds the items kept of a subscription; Stripe allows 20.
 	maxItems = 100
 )
