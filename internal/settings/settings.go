@@ -65,11 +65,13 @@ type Processor struct {
 	Process
 	HTTP
 	Keys
+	SealKeys
 	Kafka
 	ClickHouse
 	Plans
 	Dedupe
 	EndpointLimits
+	EndpointDefaults
 }
 
 // Deliverer is `webhooks deliverer`.

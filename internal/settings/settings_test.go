@@ -165,7 +165,7 @@ func TestHelpListsWhatTheCommandUsesAndNothingElse(t *testing.T) {
 	t.Setenv("ADMIN_API_KEY", "")
 	for command, c := range map[string]struct{ has, hasNot []string }{
 		"ingest":    {[]string{"STRIPE_WEBHOOK_SECRET", "PROCESSOR_URL", "Required.", "Default 1048576", "ADMIN_API_KEY_FILE"}, []string{"RETRY_SCHEDULE", "CLICKHOUSE_URL", "EMBEDDED", "dev.env"}},
-		"processor": {[]string{"PLANS_FILE", "CLICKHOUSE_URL", "DEDUPE_RETENTION"}, []string{"RETRY_SCHEDULE", "STRIPE_WEBHOOK_SECRET", "SECRETS_KEY"}},
+		"processor": {[]string{"PLANS_FILE", "CLICKHOUSE_URL", "DEDUPE_RETENTION", "SECRETS_KEY"}, []string{"RETRY_SCHEDULE", "STRIPE_WEBHOOK_SECRET"}},
 		"deliverer": {[]string{"RETRY_SCHEDULE", "DELIVERY_ALLOW_CIDRS"}, []string{"STRIPE_WEBHOOK_SECRET", "PLANS_FILE"}},
 		"run":       {[]string{"EMBEDDED_KAFKA_ADDR", "dev.env", "127.0.0.1:8080"}, []string{"Required.", "PROCESSOR_URL"}},
 		"listen":    {[]string{"--answer", "stall"}, []string{"KAFKA_BROKERS"}},
