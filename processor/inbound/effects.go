@@ -27,10 +27,6 @@ func (t *task) billing(tx *stream.Tx, e *event) (result, error) {
 	if reason := billing.Decode(e.body, in); reason != billing.Usable {
 		return t.bury(tx, e, string(reason)), nil
 	}
-	if !t.cfg.Livemode.admits(in.Livemode) {
-		t.row(tx, e, ignored, reasonOtherMode)
-		return ignored, nil
-	}
 	state, err := stateOf(tx, e.organization)
 	if err != nil {
 		return 0, err

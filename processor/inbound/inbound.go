@@ -28,24 +28,9 @@ import (
 // Group is the consumer group's name.
 const Group = "billing"
 
-// Livemode says which of Stripe's modes takes effect (STRIPE_LIVEMODE).
-type Livemode string
-
-// Modes.
-const (
-	LivemodeAny  Livemode = "any"
-	LivemodeLive Livemode = "live"
-	LivemodeTest Livemode = "test"
-)
-
-// admits reports whether events of the mode take effect.
-func (l Livemode) admits(live bool) bool { return l == LivemodeAny || live == (l == LivemodeLive) }
-
 // Config is what the operator decides.
 type Config struct {
 	Plans *plans.Plans
-	// Livemode is LivemodeAny when empty.
-	Livemode Livemode
 	// DedupeRetention is how long an event is recognised when it is sent again; DedupeBySource replaces it for a source.
 	// It is kept by whole days, rounded up.
 	DedupeRetention time.Duration
@@ -62,14 +47,8 @@ type Inbound struct {
 
 // New checks the configuration.
 func New(cfg Config, applier *commands.Applier, log *slog.Logger, reg prometheus.Registerer) (*Inbound, error) {
-	if cfg.Livemode == "" {
-		cfg.Livemode = LivemodeAny
-	}
-	switch {
-	case cfg.Plans == nil:
+	if cfg.Plans == nil {
 		return nil, errors.New("inbound: plans are required")
-	case cfg.Livemode != LivemodeAny && cfg.Livemode != LivemodeLive && cfg.Livemode != LivemodeTest:
-		return nil, errors.New("inbound: STRIPE_LIVEMODE must be any, live or test")
 	}
 	for _, retention := range cfg.DedupeBySource {
 		if retention <= 0 {

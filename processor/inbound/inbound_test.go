@@ -276,15 +276,6 @@ func TestWhatIsNotHandledIsIgnoredOnce(t *testing.T) {
 	require.Equal(t, float64(1), counter(t, r.reg, otherType, "ignored"))
 }
 
-func TestTheOtherModeIsIgnored(t *testing.T) {
-	r := newRig(t, func(c *Config) { c.Livemode = LivemodeTest })
-	out := r.Process(r.subscription("evt_a", billing.SubscriptionCreated, "active", "scm_pro"))
-	require.Equal(t, "ignored", inboundRows(t, out)[0].Outcome)
-	require.Equal(t, reasonOtherMode, inboundRows(t, out)[0].Reason)
-	require.Empty(t, out.Topic(schemas.Billing))
-	require.Equal(t, "processed", inboundRows(t, r.Process(r.paymentFailed("evt_b")))[0].Outcome)
-}
-
 func TestGraceEndsByItsTimer(t *testing.T) {
 	r := newRig(t)
 	start := r.Now
@@ -416,7 +407,6 @@ func TestDueOf(t *testing.T) {
 func TestNewRefuses(t *testing.T) {
 	for name, change := range map[string]func(*Config){
 		"no plans":          func(c *Config) { c.Plans = nil },
-		"an unknown mode":   func(c *Config) { c.Livemode = "maybe" },
 		"no retention":      func(c *Config) { c.DedupeRetention = 0 },
 		"none for a source": func(c *Config) { c.DedupeBySource = map[string]time.Duration{"stripe": 0} },
 	} {

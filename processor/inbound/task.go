@@ -21,11 +21,8 @@ const (
 	reasonCommand        = "malformed_command"
 )
 
-// Reasons of events that are ignored.
-const (
-	reasonUnhandled = "unhandled_type"
-	reasonOtherMode = "other_mode"
-)
+// reasonUnhandled is why an event is ignored.
+const reasonUnhandled = "unhandled_type"
 
 // timerBatch bounds the timers that one transaction applies.
 const timerBatch = 200
