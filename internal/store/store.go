@@ -51,7 +51,7 @@ func Open(dir string, opts Options, log *slog.Logger) (*DB, error) {
 	deadline := time.Now().Add(opts.LockWait)
 	for {
 		db, err := open(dir, vfs.Default, opts, log)
-		if err == nil || !errors.Is(err, errLocked) || time.Now().After(deadline) {
+		if err == nil || !errors.Is(err, ErrLocked) || time.Now().After(deadline) {
 			return db, err
 		}
 		time.Sleep(100 * time.Millisecond)
@@ -63,7 +63,8 @@ func OpenMemory() (*DB, error) {
 	return open("state", vfs.NewMem(), Options{CacheBytes: 1 << 20, MemTableBytes: 1 << 20}, slog.New(slog.DiscardHandler))
 }
 
-var errLocked = errors.New("folder is locked by another process")
+// ErrLocked is returned by Open when another process uses the folder.
+var ErrLocked = errors.New("folder is locked by another process")
 
 func open(dir string, fs vfs.FS, opts Options, log *slog.Logger) (*DB, error) {
 	if opts.CacheBytes == 0 {
@@ -78,7 +79,7 @@ func open(dir string, fs vfs.FS, opts Options, log *slog.Logger) (*DB, error) {
 	// The lock is taken apart from opening, so that "someone else has it" is told from "it cannot be read".
 	lock, err := pebble.LockDirectory(dir, fs)
 	if err != nil {
-		return nil, fmt.Errorf("state folder %s: %w: %w", dir, errLocked, err)
+		return nil, fmt.Errorf("state folder %s: %w: %w", dir, ErrLocked, err)
 	}
 	cache := pebble.NewCache(opts.CacheBytes)
 	defer cache.Unref()

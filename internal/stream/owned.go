@@ -25,8 +25,21 @@ type owned struct {
 	tx         *Tx
 	// open tells that the task was called since the last settle.
 	open bool
-	// backlog are polled records that wait for room.
-	backlog []*kgo.Record
+	// backlog are polled records that wait for room; fetched is behind the last of them.
+	backlog      []*kgo.Record
+	backlogBytes int
+	fetched      position
+	end          int64 // of the input's partition, as last seen
+	paused       bool
+	// claimed tells that a commit of this owner has announced what it may start; before that a tracked group takes
+	// nothing: after a crash the next owner would not know that anything was started.
+	claimed bool
+	// handover and clean are set when the partition is given up: the last commit says that nothing is in flight.
+	handover, clean bool
+	// last is the transaction that committed last, as its metadata names it.
+	last uint64
+	// topics are the stores' topic ids.
+	topics [][16]byte
 }
 
 func newOwned(ctx context.Context, spec *Spec, id, partitions int32, st *store.Partition, start position,
@@ -90,8 +103,13 @@ func (o *owned) advance(now time.Time) error {
 	return nil
 }
 
-// due reports that there is something to commit.
-func (o *owned) pending() bool { return o.open && (o.tx.dirty() || o.track.moved()) }
+// pending reports that there is something to commit.
+func (o *owned) pending() bool {
+	if o.spec.Window > 0 && (!o.claimed || o.handover) {
+		return true
+	}
+	return o.open && (o.tx.dirty() || o.track.moved())
+}
 
 // apply brings what the transaction wrote to the local store; ends says where each changelog stands after it.
 func (o *owned) apply(ends []store.Position) error {

@@ -117,6 +117,9 @@ func (t *tracker) record(r *kgo.Record) {
 	t.spent++
 }
 
+// skip passes a record that is none of the task's: a transaction's marker.
+func (t *tracker) skip(r *kgo.Record) { t.next = position{r.Offset + 1, r.LeaderEpoch} }
+
 // track makes, or finds, the Pending of the current record. It never returns nil.
 func (t *tracker) track(units int) (*Pending, error) {
 	switch {

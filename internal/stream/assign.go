@@ -1,0 +1,203 @@
+package stream
+
+import (
+	"context"
+	"sync"
+
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
+)
+
+// fetched is the client's callback with what is committed for new partitions, before it fetches from them. Offsets are
+// stable by then: no transaction of an earlier owner that holds one is open. Fetching waits until state is restored.
+func (s *session) fetched(_ context.Context, client *kgo.Client, resp *kmsg.OffsetFetchResponse) error {
+	l := letter{fetched: map[int32]fetched{}}
+	var ids []int32
+	for _, group := range resp.Groups {
+		for _, topic := range group.Topics { // there is one
+			for _, p := range topic.Partitions {
+				if kerr.ErrorForCode(p.ErrorCode) != nil {
+					continue // the client says so in a poll, and drops the partition
+				}
+				metadata := ""
+				if p.Metadata != nil {
+					metadata = *p.Metadata
+				}
+				meta, ok := decodeMetadata(metadata)
+				if !ok {
+					s.log.Warn("offset was committed by another program; nothing beyond it is known to be done",
+						"partition", p.Partition, "offset", p.Offset)
+				}
+				l.fetched[p.Partition] = fetched{position{p.Offset, p.LeaderEpoch}, meta}
+				ids = append(ids, p.Partition)
+			}
+		}
+	}
+	client.PauseFetchPartitions(map[string][]int32{s.input: ids})
+	s.mail.put(l)
+	return nil
+}
+
+// readMail does what has been asked of the loop. No transaction is open.
+func (s *session) readMail() error {
+	letters, yield := s.mail.take()
+	if err := s.read(letters); err != nil || !yield {
+		return err
+	}
+	if err := s.yield(); err != nil {
+		return err
+	}
+	letters, again := s.mail.take()
+	if again { // asked once more while the gate was shut again: next turn
+		s.mail.blocked()
+	}
+	return s.read(letters)
+}
+
+func (s *session) read(letters []letter) error {
+	gone := false
+	for _, l := range letters {
+		for _, id := range l.gone {
+			gone = true
+			if o := s.owned[id]; o != nil {
+				s.log.Info("partition lost", "topic", s.input, "partition", id)
+				s.give(o)
+			}
+		}
+		if len(l.fetched) > 0 {
+			if err := s.assign(l.fetched); err != nil {
+				return err
+			}
+		}
+		if o := l.restored; o != nil && s.owned[o.id] == o {
+			if l.err != nil {
+				return l.err
+			}
+			if err := s.started(o); err != nil {
+				return err
+			}
+		}
+	}
+	if gone {
+		return s.forgiveRevoked()
+	}
+	return nil
+}
+
+// assign takes partitions over: acquires their local state and has it restored beside the loop.
+func (s *session) assign(parts map[int32]fetched) error {
+	var fresh []*owned
+	for id, f := range parts {
+		if o := s.owned[id]; o != nil {
+			s.give(o)
+		}
+		st, err := s.g.db.Acquire(id, s.g.spec.topics())
+		if err != nil {
+			return err
+		}
+		o := newOwned(s.hard, &s.g.spec, id, s.g.cfg.Kafka.Partitions, st, f.at, f.meta, s.mail.wake)
+		o.paused, o.last, o.fetched = true, f.meta.GetTransaction(), position{-1, -1}
+		s.owned[id] = o
+		fresh = append(fresh, o)
+	}
+	s.g.metrics.restoring.Add(float64(len(fresh)))
+	s.restores.Go(func() { s.restore(fresh) })
+	return nil
+}
+
+// started runs the task of a restored partition.
+func (s *session) started(o *owned) error {
+	if err := o.start(); err != nil {
+		return &taskError{err}
+	}
+	s.g.metrics.restoring.Dec()
+	s.g.metrics.partitions.Inc()
+	s.log.Info("partition taken", "topic", s.input, "partition", o.id, "offset", o.track.next.offset)
+	s.setPaused(o)
+	return nil
+}
+
+// give lets go of a partition as it is.
+func (s *session) give(o *owned) {
+	if o.task == nil {
+		s.g.metrics.restoring.Dec()
+	} else {
+		s.g.metrics.partitions.Dec()
+	}
+	o.close()
+	delete(s.owned, o.id)
+}
+
+// yield opens the gate for a rebalance. Partitions that the last sync took away are handed over first; before a sync
+// nobody knows yet which these are, and nothing is lost by then.
+func (s *session) yield() error {
+	var leaving []*owned
+	for _, o := range s.owned {
+		if !s.mail.stays(o.id) {
+			leaving = append(leaving, o)
+		}
+	}
+	err := s.handOver(leaving)
+	s.gts.AllowRebalance()
+	s.gate() // returns when the rebalance's callbacks have run
+	return err
+}
+
+// handOver drains tasks, commits what they hand over, and gives their partitions up.
+func (s *session) handOver(parts []*owned) error {
+	if len(parts) == 0 {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(s.hard, s.g.cfg.DrainTimeout)
+	defer cancel()
+	var tasks sync.WaitGroup
+	running := parts[:0:0]
+	for _, o := range parts {
+		if o.task == nil {
+			continue
+		}
+		running = append(running, o)
+		tasks.Go(func() {
+			o.task.Drain(ctx)
+			o.clean = ctx.Err() == nil
+		})
+	}
+	tasks.Wait()
+	err := s.commitDrained(running)
+	for _, o := range parts {
+		if s.owned[o.id] == o {
+			s.log.Info("partition handed over", "topic", s.input, "partition", o.id,
+				"offset", o.track.watermark().offset, "clean", o.clean && err == nil)
+			s.give(o)
+		}
+	}
+	return err
+}
+
+func (s *session) commitDrained(parts []*owned) error {
+	for _, o := range parts {
+		o.handover = true
+		if err := o.advance(s.now()); err != nil {
+			return &taskError{err}
+		}
+	}
+	return s.commit()
+}
+
+// forgiveRevoked makes the session forget that partitions were revoked: it would abort the next transaction for it,
+// though none was open, and, worse, not report the next revocation. An abort without a transaction does that. It also
+// moves positions back to the last commit, so they are set again.
+func (s *session) forgiveRevoked() error {
+	if _, err := s.gts.End(s.hard, kgo.TryAbort); err != nil {
+		return err
+	}
+	at := map[int32]kgo.EpochOffset{}
+	for _, o := range s.owned {
+		if o.fetched.offset >= 0 {
+			at[o.id] = kgo.EpochOffset{Epoch: o.fetched.epoch, Offset: o.fetched.offset}
+		}
+	}
+	s.client.SetOffsets(map[string]map[int32]kgo.EpochOffset{s.input: at})
+	return nil
+}

@@ -1,0 +1,198 @@
+package stream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+)
+
+// batch is the input of one transaction.
+type batch struct {
+	inputs int
+	limit  int
+	began  time.Time // zero until there is a record
+	bytes  int       // of outputs
+	closed bool
+}
+
+const (
+	// busy is from how many inputs the last transaction is taken for throughput: then the next one waits for company
+	// until BatchAge. Below, it closes as soon as nothing more is at hand, for latency.
+	busy = 200
+	// idlePoll bounds a poll with nothing to wait for.
+	idlePoll = time.Second
+	// A partition is no longer polled when so much of it waits in memory for room.
+	maxBacklogRecords = 1000
+	maxBacklogBytes   = 8 << 20
+)
+
+// collect polls and processes until the batch closes: by count, size or age, or because nothing more is at hand.
+func (s *session) collect(ctx context.Context, b *batch) error {
+	if err := s.drainBacklogs(b); err != nil || b.closed {
+		return err
+	}
+	for {
+		n, err := s.poll(ctx, s.patience(b), b.limit-b.inputs)
+		if err != nil {
+			return err
+		}
+		if err := s.drainBacklogs(b); err != nil {
+			return err
+		}
+		if n == 0 || b.closed || ctx.Err() != nil {
+			return nil
+		}
+	}
+}
+
+// patience is how long the next poll may wait.
+func (s *session) patience(b *batch) time.Duration {
+	now := time.Now()
+	if !b.began.IsZero() {
+		if s.lastBatch < busy {
+			return 0
+		}
+		return s.g.cfg.BatchAge - now.Sub(b.began)
+	}
+	wait := idlePoll
+	for _, o := range s.owned {
+		if o.task == nil {
+			continue
+		}
+		if o.pending() { // a claim waits to be committed
+			return 0
+		}
+		due, at := o.part.due(now)
+		if due {
+			at = now
+		}
+		if !at.IsZero() {
+			// Results that come one by one share transactions.
+			paced := max(at.Sub(now), s.g.cfg.WakePace-now.Sub(s.lastCommit))
+			wait = min(wait, max(paced, 0))
+		}
+	}
+	return wait
+}
+
+// poll takes records into the partitions' backlogs and says how many.
+func (s *session) poll(ctx context.Context, wait time.Duration, limit int) (n int, err error) {
+	pctx, done := s.mail.pollContext(ctx, wait)
+	defer done()
+	fetches := s.gts.PollRecords(pctx, max(limit, 1))
+	fetches.EachPartition(func(p kgo.FetchTopicPartition) {
+		if p.Err != nil {
+			err = errors.Join(err, s.pollError(p))
+		}
+		o := s.owned[p.Partition]
+		if o == nil || p.Topic != s.input || len(p.Records) == 0 {
+			return
+		}
+		o.take(p.Records)
+		o.end = p.HighWatermark
+		n += len(p.Records)
+	})
+	return n, err
+}
+
+// pollError tells what the loop must stop for. The rest the client mends itself.
+func (s *session) pollError(p kgo.FetchTopicPartition) error {
+	switch {
+	case errors.Is(p.Err, context.Canceled), errors.Is(p.Err, context.DeadlineExceeded):
+		return nil
+	case errors.Is(p.Err, kgo.ErrClientClosed), incurable(p.Err):
+		return fmt.Errorf("poll %s/%d: %w", p.Topic, p.Partition, p.Err)
+	}
+	if loss := (*kgo.ErrDataLoss)(nil); errors.As(p.Err, &loss) {
+		s.log.Error("the cluster lost input records", "topic", p.Topic, "partition", p.Partition, "error", p.Err)
+		return nil
+	}
+	s.log.Warn("polling fails", "topic", p.Topic, "partition", p.Partition, "error", p.Err)
+	return nil
+}
+
+// take queues polled records.
+func (o *owned) take(records []*kgo.Record) {
+	for _, r := range records {
+		o.backlogBytes += len(r.Value) + len(r.Key)
+	}
+	o.backlog = append(o.backlog, records...)
+	last := records[len(records)-1]
+	o.fetched = position{last.Offset + 1, last.LeaderEpoch}
+}
+
+// drainBacklogs processes what is queued, as far as tasks and the batch have room, and stops the polling of partitions
+// that have none.
+func (s *session) drainBacklogs(b *batch) error {
+	for _, o := range s.owned {
+		if o.task != nil {
+			if err := s.drainBacklog(o, b); err != nil {
+				return &taskError{err}
+			}
+		}
+		s.setPaused(o)
+	}
+	b.closed = b.closed || b.inputs >= b.limit || b.bytes >= s.g.cfg.BatchBytes ||
+		!b.began.IsZero() && time.Since(b.began) >= s.g.cfg.BatchAge
+	return nil
+}
+
+func (s *session) drainBacklog(o *owned, b *batch) error {
+	taken, before := 0, o.tx.bytes
+	for ; taken < len(o.backlog); taken++ {
+		r := o.backlog[taken]
+		if r.Attrs.IsControl() {
+			o.track.skip(r)
+			o.backlogBytes -= len(r.Value) + len(r.Key)
+			continue
+		}
+		if b.inputs >= b.limit || b.bytes+o.tx.bytes-before >= s.g.cfg.BatchBytes || !o.mayTake() {
+			break
+		}
+		now := time.Now()
+		if b.began.IsZero() {
+			b.began = now
+		}
+		b.inputs++
+		if err := o.process(r, now); err != nil {
+			return err
+		}
+		o.backlogBytes -= len(r.Value) + len(r.Key)
+	}
+	b.bytes += o.tx.bytes - before
+	if taken > 0 {
+		kept := copy(o.backlog, o.backlog[taken:])
+		clear(o.backlog[kept:])
+		o.backlog = o.backlog[:kept]
+	}
+	return nil
+}
+
+// mayTake reports that one more record may be processed in this transaction.
+func (o *owned) mayTake() bool {
+	if o.spec.Window > 0 && (!o.claimed || o.track.spent >= maxAhead) {
+		return false
+	}
+	return !o.full()
+}
+
+// setPaused keeps the client from fetching what could only be queued.
+func (s *session) setPaused(o *owned) {
+	pause := o.task == nil || len(o.backlog) >= maxBacklogRecords || o.backlogBytes >= maxBacklogBytes
+	if o.paused && !pause && len(o.backlog) > 0 && o.full() {
+		pause = true // wait until there is room again: pausing drops what the client has fetched ahead
+	}
+	if pause == o.paused {
+		return
+	}
+	o.paused = pause
+	ids := map[string][]int32{s.input: {o.id}}
+	if pause {
+		s.client.PauseFetchPartitions(ids)
+	} else {
+		s.client.ResumeFetchPartitions(ids)
+	}
+}

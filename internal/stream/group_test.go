@@ -1,0 +1,81 @@
+package stream
+
+import (
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
+
+	"github.com/betterdata/webhooks/internal/kafka"
+	"github.com/betterdata/webhooks/internal/testenv"
+)
+
+func TestCountsOnce(t *testing.T) {
+	onBoth(t, func(t *testing.T, cfg kafka.Config) {
+		c := newClient(t, cfg)
+		in := numbers(3000, 40)
+		c.produce(counterIn, in[:1000]...)
+		g := begin(t, counterSpec(), config(cfg, t.TempDir())).ready()
+		c.produce(counterIn, in[1000:]...)
+		c.requireExact(3000, in)
+		testenv.Eventually(t, 10*time.Second, func() bool { return g.Lag() == 0 }, "lag 0")
+	})
+}
+
+func TestCountsOnceWhateverTransactionsDo(t *testing.T) {
+	onBoth(t, func(t *testing.T, cfg kafka.Config) {
+		c := newClient(t, cfg)
+		in := numbers(3000, 40)
+		var aborted, forgotten atomic.Int32
+		conf := config(cfg, t.TempDir())
+		conf.BatchRecords = 100
+		g := begin(t, counterSpec(), conf, func(g *Group) {
+			g.faults.abort = func() bool { return rand.IntN(4) == 0 && aborted.Add(1) > 0 }
+			g.faults.forget = func() bool { return rand.IntN(4) == 0 && forgotten.Add(1) > 0 }
+		})
+		c.produce(counterIn, in...)
+		c.requireExact(3000, in)
+		require.Positive(t, aborted.Load())
+		require.Positive(t, forgotten.Load())
+		g.stop()
+		c.requireExact(3000, in)
+	})
+}
+
+func TestStateComesBack(t *testing.T) {
+	for name, spoil := range map[string]func(t *testing.T, dir string){
+		"kept":    func(*testing.T, string) {},
+		"deleted": func(t *testing.T, dir string) { require.NoError(t, os.RemoveAll(dir)) },
+		"spoilt": func(t *testing.T, dir string) {
+			files, err := filepath.Glob(filepath.Join(dir, "counter", "db", "*"))
+			require.NoError(t, err)
+			for _, f := range files {
+				require.NoError(t, os.WriteFile(f, []byte("not a database"), 0o600))
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			onBoth(t, func(t *testing.T, cfg kafka.Config) {
+				c := newClient(t, cfg)
+				in := numbers(900, 20)
+				dir := t.TempDir()
+				for i := range 3 {
+					g := begin(t, counterSpec(), config(cfg, dir)).ready()
+					c.produce(counterIn, in[i*300:(i+1)*300]...)
+					c.requireExact((i+1)*300, in[:(i+1)*300])
+					g.stop()
+					spoil(t, dir)
+				}
+			})
+		})
+	}
+}
+
+func TestMain(m *testing.M) { os.Exit(m.Run()) }
+
+var _ = goleak.VerifyNone

@@ -1,0 +1,402 @@
+package stream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/betterdata/webhooks/internal/kafka"
+	"github.com/betterdata/webhooks/internal/store"
+	"github.com/betterdata/webhooks/schemas"
+)
+
+// A restore brings the stores of some partitions to the end of their changelogs. The end is the high watermark, asked
+// for read uncommitted before reading begins; reading is read committed and goes on until past it. So what a writer
+// committed whose markers are still under way, or what a dead writer left open, is waited for, not missed.
+type restore struct {
+	g     *Group
+	log   *slog.Logger
+	tails map[tailKey]*tail
+	lost  map[*owned]bool // to another session of this process
+	count int64
+}
+
+type tailKey struct {
+	topic     string // full name
+	partition int32
+}
+
+// tail is what one store has to read.
+type tail struct {
+	o      *owned
+	i      int // index of the store
+	topic  string
+	from   position
+	target int64 // the first offset that need not be read
+	moved  time.Time
+	batch  *store.Batch
+}
+
+// restore runs beside the loop; a letter tells of each partition when it is ready.
+func (s *session) restore(parts []*owned) {
+	began := time.Now()
+	tell := func(o *owned, err error) {
+		s.g.metrics.restoreTime.Add(time.Since(began).Seconds())
+		s.mail.put(letter{restored: o, err: err})
+	}
+	ctx := s.restoring
+	if err := s.placeInput(ctx, parts); err != nil {
+		for _, o := range parts {
+			tell(o, err)
+		}
+		return
+	}
+	ready := map[*owned]bool{}
+	err := s.g.restoreTails(ctx, s.log, parts, func(o *owned) { ready[o] = true; tell(o, nil) })
+	for _, o := range parts {
+		// Without an error the rest is given up, or another session of this process has it: its loss is under way.
+		if !ready[o] && err != nil {
+			tell(o, err)
+		}
+	}
+}
+
+// restoreNow is the same within the loop, for partitions whose position on the input is known.
+func (s *session) restoreNow(ctx context.Context, parts []*owned) error {
+	return s.g.restoreTails(ctx, s.log, parts, func(*owned) {})
+}
+
+// placeInput gives partitions without a committed offset the log's start, and those whose next record is deleted too.
+func (s *session) placeInput(ctx context.Context, parts []*owned) error {
+	starts, err := s.g.adm.ListStartOffsets(ctx, s.input)
+	if err == nil {
+		err = starts.Error()
+	}
+	if err != nil {
+		return fmt.Errorf("list start offsets of %s: %w", s.input, err)
+	}
+	for _, o := range parts {
+		start, _ := starts.Lookup(s.input, o.id)
+		at := o.track.next.offset
+		if at >= start.Offset {
+			continue
+		}
+		if at >= 0 {
+			s.log.Error("input was deleted by retention before it was processed", "topic", s.input, "partition", o.id,
+				"offset", at, "start", start.Offset)
+		}
+		// Bits are counted from the old offset; without its records they mean nothing. What was started is suspected still.
+		in := o.track.inherited
+		o.track = newTracker(o.spec.Window, position{start.Offset, -1}, nil)
+		o.track.inherited.reach, o.track.inherited.ahead = in.reach, in.ahead
+	}
+	return nil
+}
+
+// restoreTails calls ready for each partition whose stores are current. It returns when all are, or given up.
+func (g *Group) restoreTails(ctx context.Context, log *slog.Logger, parts []*owned, ready func(*owned)) error {
+	r := &restore{g: g, log: log, tails: map[tailKey]*tail{}, lost: map[*owned]bool{}}
+	if err := r.plan(ctx, parts); err != nil {
+		return err
+	}
+	began := time.Now()
+	waiting := map[*owned]int{}
+	for _, t := range r.tails {
+		waiting[t.o]++
+	}
+	for _, o := range parts {
+		if waiting[o] == 0 && !r.lost[o] {
+			ready(o)
+		}
+	}
+	if len(r.tails) == 0 {
+		return nil
+	}
+	err := r.read(ctx, func(o *owned) {
+		if waiting[o]--; waiting[o] == 0 {
+			ready(o)
+		}
+	})
+	g.metrics.restored.Add(float64(r.count))
+	if took := time.Since(began); took > 2*time.Second {
+		log.Info("state restored", "records", r.count, "seconds", took.Seconds())
+	}
+	return err
+}
+
+// plan decides for each store what of it can be kept, and what is to be read. Stores that are current need no reading.
+func (r *restore) plan(ctx context.Context, parts []*owned) error {
+	spec := &r.g.spec
+	if len(spec.Stores) == 0 {
+		return nil
+	}
+	names := make([]string, len(spec.Stores))
+	for i := range spec.Stores {
+		names[i] = r.g.cfg.Kafka.Topic(spec.Stores[i].Topic)
+	}
+	topics, err := r.g.adm.ListTopics(ctx, names...)
+	if err != nil {
+		return fmt.Errorf("look up changelogs: %w", err)
+	}
+	if err := topics.Error(); err != nil {
+		return fmt.Errorf("look up changelogs: %w; topics are made at start (kafka.EnsureTopics)", err)
+	}
+	ends, err := r.g.adm.ListEndOffsets(ctx, names...)
+	if err == nil {
+		err = ends.Error()
+	}
+	if err != nil {
+		return fmt.Errorf("list end offsets of changelogs: %w", err)
+	}
+	starts, err := r.g.adm.ListStartOffsets(ctx, names...)
+	if err == nil {
+		err = starts.Error()
+	}
+	if err != nil {
+		return fmt.Errorf("list start offsets of changelogs: %w", err)
+	}
+	for _, o := range parts {
+		o.topics = o.topics[:0]
+		for i, name := range names {
+			o.topics = append(o.topics, topics[name].ID)
+			start, _ := starts.Lookup(name, o.id)
+			end, _ := ends.Lookup(name, o.id)
+			t := &tail{o: o, i: i, topic: name, target: end.Offset, moved: time.Now()}
+			if err := r.begin(ctx, t, start.Offset); err != nil {
+				return err
+			}
+			if t.from.offset < t.target {
+				r.tails[tailKey{name, o.id}] = t
+				continue
+			}
+			err := t.apply(time.Now())
+			if errors.Is(err, store.ErrSuperseded) {
+				r.lost[o] = true
+			} else if err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// begin finds where to read from, wiping a store that cannot be trusted.
+func (r *restore) begin(ctx context.Context, t *tail, start int64) error {
+	pos, ok, err := t.o.store.Position(t.i)
+	if err != nil {
+		return err
+	}
+	t.batch = t.o.store.Batch()
+	t.from = position{pos.Offset, pos.LeaderEpoch}
+	reason := ""
+	if ok {
+		if reason, err = r.distrust(ctx, t, pos, start); err != nil {
+			return err
+		}
+	}
+	if ok && reason == "" {
+		return nil
+	}
+	if ok {
+		r.log.Warn("local state cannot be trusted and is rebuilt", "topic", t.topic, "partition", t.o.id, "reason", reason)
+		r.g.metrics.wiped.Inc()
+	}
+	t.wipe(start)
+	return nil
+}
+
+func (t *tail) wipe(start int64) {
+	t.batch.Wipe(t.i)
+	t.from = position{start, -1}
+}
+
+// distrust says why a store is not a prefix of its changelog, or "".
+func (r *restore) distrust(ctx context.Context, t *tail, pos store.Position, start int64) (string, error) {
+	age := time.Since(pos.AppliedAt)
+	switch {
+	case pos.TopicID != t.o.topics[t.i]:
+		return "it belongs to another topic of that name", nil
+	case pos.Offset > t.target:
+		return fmt.Sprintf("it is at offset %d and the log ends at %d", pos.Offset, t.target), nil
+	case pos.Offset < start:
+		return fmt.Sprintf("it is at offset %d and the log begins at %d", pos.Offset, start), nil
+	case age > schemas.TombstoneRetention/2:
+		// A key deleted since may have lost its tombstone; it would live here for ever.
+		return fmt.Sprintf("it was last current %s ago", age.Round(time.Hour)), nil
+	case age < -time.Hour:
+		return "it is from the future; its age cannot be known", nil
+	case pos.LeaderEpoch < 0:
+		return "", nil
+	}
+	// KIP-101: the log up to the offset is the one that was read if the epoch it was read in did not end before it.
+	var req kadm.OffsetForLeaderEpochRequest
+	req.Add(t.topic, t.o.id, pos.LeaderEpoch)
+	resp, err := r.g.adm.OffsetForLeaderEpoch(ctx, req)
+	if err != nil {
+		return "", fmt.Errorf("check epoch %d of %s/%d: %w", pos.LeaderEpoch, t.topic, t.o.id, err)
+	}
+	end := resp[t.topic][t.o.id]
+	if end.Err != nil {
+		return "", fmt.Errorf("check epoch %d of %s/%d: %w", pos.LeaderEpoch, t.topic, t.o.id, end.Err)
+	}
+	if end.EndOffset < pos.Offset {
+		return fmt.Sprintf("epoch %d ended at offset %d, before the store's %d", pos.LeaderEpoch, end.EndOffset, pos.Offset), nil
+	}
+	return "", nil
+}
+
+// apply writes what was read, and where that brings the store.
+func (t *tail) apply(now time.Time) error {
+	t.batch.Position(t.i, store.Position{
+		TopicID: t.o.topics[t.i], LeaderEpoch: t.from.epoch, Offset: t.from.offset, AppliedAt: now,
+	})
+	err := t.batch.Commit()
+	t.batch = nil
+	return err
+}
+
+const applyBytes = 1 << 20
+
+// read follows all tails to their targets.
+func (r *restore) read(ctx context.Context, done func(*owned)) error {
+	from := map[string]map[int32]kgo.Offset{}
+	for k, t := range r.tails {
+		if from[k.topic] == nil {
+			from[k.topic] = map[int32]kgo.Offset{}
+		}
+		from[k.topic][k.partition] = kgo.NewOffset().At(t.from.offset)
+	}
+	client, err := kgo.NewClient(append(kafka.Options(r.g.cfg.Kafka, r.log),
+		kgo.ConsumePartitions(from),
+		kgo.FetchIsolationLevel(kgo.ReadCommitted()),
+		kgo.KeepControlRecords(),
+		kgo.ConsumeResetOffset(kgo.NoResetOffset()),
+		kgo.FetchMaxWait(100*time.Millisecond),
+	)...)
+	if err != nil {
+		return fmt.Errorf("read changelogs: %w", err)
+	}
+	defer client.Close()
+	defer func() {
+		for _, t := range r.tails {
+			if t.batch != nil {
+				_ = t.batch.Close() // never committed
+			}
+		}
+	}()
+	told := time.Now()
+	for len(r.tails) > 0 {
+		pctx, cancel := context.WithTimeout(ctx, 500*time.Millisecond)
+		fetches := client.PollRecords(pctx, 20_000)
+		cancel()
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if err := r.take(fetches); err != nil {
+			return err
+		}
+		if err := r.finish(ctx, client, done); err != nil {
+			return err
+		}
+		if time.Since(told) > 5*time.Second {
+			told = time.Now()
+			r.tell()
+		}
+	}
+	return nil
+}
+
+func (r *restore) take(fetches kgo.Fetches) error {
+	var errs error
+	fetches.EachPartition(func(p kgo.FetchTopicPartition) {
+		if p.Err != nil && !errors.Is(p.Err, context.DeadlineExceeded) && !errors.Is(p.Err, context.Canceled) {
+			// Out of range, truncated, deleted: the plan is void. The next attempt makes a new one.
+			errs = errors.Join(errs, fmt.Errorf("read changelog %s/%d: %w", p.Topic, p.Partition, p.Err))
+		}
+		t := r.tails[tailKey{p.Topic, p.Partition}]
+		if t == nil {
+			return
+		}
+		for _, rec := range p.Records {
+			t.add(rec)
+			r.count++
+		}
+		if len(p.Records) > 0 {
+			t.moved = time.Now()
+		}
+		if t.batch.Len() >= applyBytes {
+			if err := t.apply(time.Now()); err != nil && !errors.Is(err, store.ErrSuperseded) {
+				errs = errors.Join(errs, err)
+			}
+			t.batch = t.o.store.Batch()
+		}
+	})
+	return errs
+}
+
+func (t *tail) add(r *kgo.Record) {
+	t.from = position{r.Offset + 1, r.LeaderEpoch}
+	if r.Attrs.IsControl() {
+		return
+	}
+	if r.Value == nil {
+		t.batch.Delete(t.i, r.Key)
+		return
+	}
+	t.batch.Put(t.i, r.Key, r.Value)
+	if index := t.o.spec.Stores[t.i].Index; index != nil {
+		index(r.Key, r.Value, func(k []byte) { t.batch.PutIndex(t.i, k) })
+	}
+}
+
+// finish ends the tails that are at their target or whose partition is gone.
+func (r *restore) finish(ctx context.Context, client *kgo.Client, done func(*owned)) error {
+	for k, t := range r.tails {
+		if t.o.part.ctx.Err() != nil {
+			r.drop(client, k, t)
+			continue
+		}
+		if t.from.offset < t.target && time.Since(t.moved) > stalled {
+			if err := r.probe(ctx, t); err != nil {
+				return err
+			}
+			t.moved = time.Now()
+		}
+		if t.from.offset < t.target {
+			continue
+		}
+		err := t.apply(time.Now())
+		r.drop(client, k, t)
+		if errors.Is(err, store.ErrSuperseded) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		done(t.o)
+	}
+	return nil
+}
+
+func (r *restore) drop(client *kgo.Client, k tailKey, t *tail) {
+	if t.batch != nil {
+		_ = t.batch.Close() // never committed
+		t.batch = nil
+	}
+	delete(r.tails, k)
+	client.RemoveConsumePartitions(map[string][]int32{k.topic: {k.partition}})
+}
+
+// tell logs how far a long restore is.
+func (r *restore) tell() {
+	var left int64
+	for _, t := range r.tails {
+		left += t.target - t.from.offset
+	}
+	r.log.Info("restoring state", "stores", len(r.tails), "records", r.count, "offsets_left", left)
+}

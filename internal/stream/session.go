@@ -1,0 +1,254 @@
+package stream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/betterdata/webhooks/internal/kafka"
+	"github.com/betterdata/webhooks/schemas"
+)
+
+// session is one member of the group: a client, a transactional id, and one loop that does everything to its
+// partitions. See DESIGN.md for what runs beside the loop and how it talks to it.
+type session struct {
+	shared
+	g   *Group
+	log *slog.Logger
+
+	// Of the current client; the loop's alone.
+	gts    *kgo.GroupTransactSession
+	client *kgo.Client
+	hard   context.Context // ends when there is no more time for anything
+	owned  map[int32]*owned
+	input  string
+
+	restoring context.Context // ends with the client
+	restores  sync.WaitGroup
+
+	lastBatch  int       // inputs of the last transaction
+	lastCommit time.Time // when it ended
+	progress   bool      // this client has committed something
+
+	mail mailbox
+}
+
+var (
+	errJoining   = errors.New("joining the group")
+	errRestoring = errors.New("restoring state")
+)
+
+func newSession(g *Group, n int) *session {
+	s := &session{g: g, log: g.log.With("session", n), input: g.cfg.Kafka.Topic(g.spec.Input)}
+	s.places = map[int32]*place{}
+	s.state = errJoining
+	return s
+}
+
+// maxBarren is how many clients in a row may fail for the task's own error, without one commit between, before Run
+// gives up: the record will not get better.
+const maxBarren = 5
+
+// run keeps a client working until ctx ends.
+func (s *session) run(ctx, hard context.Context, txnID string) error {
+	s.hard = hard
+	backoff, barren := 100*time.Millisecond, 0
+	for {
+		err := s.life(ctx, txnID)
+		if ctx.Err() != nil {
+			if err != nil {
+				s.log.Warn("stopped without a clean hand-over; the next owner restores", "error", err)
+			}
+			return nil
+		}
+		if s.progress {
+			backoff, barren = 100*time.Millisecond, 0
+		}
+		if taskErr := (*taskError)(nil); errors.As(err, &taskErr) {
+			barren++
+		}
+		if incurable(err) || barren >= maxBarren {
+			return fmt.Errorf("group %s cannot go on: %w", s.g.spec.Group, err)
+		}
+		s.setStatus(err)
+		s.g.metrics.rebuilds.Inc()
+		s.log.Warn("session failed; building a new one", "error", err, "in", backoff)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(backoff):
+		}
+		backoff = min(2*backoff, 5*time.Second)
+	}
+}
+
+// life is that of one client.
+func (s *session) life(ctx context.Context, txnID string) (err error) {
+	s.owned, s.progress = map[int32]*owned{}, false
+	s.mail.reset()
+	if s.gts, err = kgo.NewGroupTransactSession(s.options(txnID)...); err != nil {
+		return fmt.Errorf("make client: %w", err)
+	}
+	s.client = s.gts.Client()
+	rctx, cancel := context.WithCancel(s.hard)
+	s.restoring = rctx
+	defer func() {
+		cancel()
+		for _, o := range s.owned {
+			s.give(o)
+		}
+		s.leave()
+		s.restores.Wait()
+	}()
+	s.gate()
+	for ctx.Err() == nil {
+		if err := s.turn(ctx); err != nil {
+			return err
+		}
+	}
+	return s.handOver(s.all())
+}
+
+// leave the group and close the client, within bounds also when no broker answers.
+func (s *session) leave() {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(s.hard), 5*time.Second)
+	defer cancel()
+	s.gts.AllowRebalance()
+	if err := s.client.LeaveGroupContext(ctx); err != nil {
+		s.log.Warn("leaving the group failed; it waits for the session to time out", "error", err)
+	}
+	s.gts.CloseAllowingRebalance()
+}
+
+func (s *session) options(txnID string) []kgo.Opt {
+	cfg := &s.g.cfg
+	return append(kafka.Options(cfg.Kafka, s.log),
+		kgo.ConsumerGroup(cfg.Kafka.TopicPrefix+s.g.spec.Group),
+		kgo.ConsumeTopics(s.input),
+		kgo.Balancers(newBalancer(s.mail.synced)),
+		kgo.SessionTimeout(cfg.SessionTimeout),
+		kgo.HeartbeatInterval(min(cfg.SessionTimeout/4, time.Second)),
+		kgo.RebalanceTimeout(cfg.RebalanceTimeout),
+		kgo.FetchIsolationLevel(kgo.ReadCommitted()),
+		// Markers are records of a kind: with them the position reaches the log's end and lag becomes 0.
+		kgo.KeepControlRecords(),
+		kgo.ConsumeStartOffset(kgo.NewOffset().AtStart()),
+		kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()),
+		kgo.FetchMaxWait(500*time.Millisecond),
+		kgo.FetchMaxBytes(16<<20),
+		kgo.FetchMaxPartitionBytes(2<<20),
+		kgo.DisableAutoCommit(),
+		kgo.BlockRebalanceOnPoll(),
+		kgo.OnPartitionsCallbackBlocked(func(context.Context, *kgo.Client) { s.mail.blocked() }),
+		kgo.OnPartitionsRevoked(func(_ context.Context, _ *kgo.Client, gone map[string][]int32) { s.mail.gone(gone[s.input]) }),
+		kgo.OnPartitionsLost(func(_ context.Context, _ *kgo.Client, gone map[string][]int32) { s.mail.gone(gone[s.input]) }),
+		kgo.OnOffsetsFetched(s.fetched),
+		kgo.TransactionalID(txnID),
+		kgo.TransactionTimeout(cfg.TransactionTimeout),
+		kgo.RequiredAcks(kgo.AllISRAcks()),
+		kgo.RecordPartitioner(kgo.ManualPartitioner()),
+		kgo.ProducerBatchMaxBytes(schemas.MaxRecordBytes),
+		kgo.MaxBufferedRecords(100_000),
+		kgo.ProducerLinger(10*time.Millisecond), // the flush at the end cuts it short
+	)
+}
+
+// gate holds rebalances back from now on: a poll with a context that has ended returns nothing and counts as a poll.
+// The gate is open only in yield. So nothing is revoked behind the loop's back, and when something is to be, the
+// client says so first.
+func (s *session) gate() {
+	ended, cancel := context.WithCancel(context.Background())
+	cancel()
+	s.gts.PollRecords(ended, 1)
+}
+
+// turn of the loop: what the group says, one batch, one transaction.
+func (s *session) turn(ctx context.Context) error {
+	if err := s.readMail(); err != nil {
+		return err
+	}
+	b := batch{limit: s.g.cfg.BatchRecords}
+	if err := s.collect(ctx, &b); err != nil {
+		return err
+	}
+	s.lastBatch = b.inputs
+	if err := s.advance(); err != nil {
+		return err
+	}
+	if err := s.commit(); err != nil {
+		return err
+	}
+	s.report()
+	return nil
+}
+
+// all partitions with a running task.
+func (s *session) all() []*owned {
+	var all []*owned
+	for _, o := range s.owned {
+		if o.task != nil {
+			all = append(all, o)
+		}
+	}
+	return all
+}
+
+// advance calls the tasks that asked for it, and those whose transaction is about to be committed.
+func (s *session) advance() error {
+	now := time.Now()
+	early := now.Sub(s.lastCommit) < s.g.cfg.WakePace
+	for _, o := range s.owned {
+		if o.task == nil {
+			continue
+		}
+		due, _ := o.part.due(now)
+		if o.open || due && !early {
+			if err := o.advance(now); err != nil {
+				return &taskError{err}
+			}
+		}
+	}
+	return nil
+}
+
+// report updates what others see: readiness, lag.
+func (s *session) report() {
+	restoring := 0
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for id, o := range s.owned {
+		if o.task == nil {
+			restoring++
+		}
+		p := s.places[id]
+		if p == nil {
+			p = &place{end: o.track.next.offset}
+			s.places[id] = p
+		}
+		p.next, p.end = o.track.next.offset, max(p.end, o.end)
+	}
+	for id := range s.places {
+		if s.owned[id] == nil {
+			delete(s.places, id)
+		}
+	}
+	switch {
+	case restoring > 0:
+		s.state = errRestoring
+	case !s.mail.isSynced():
+		s.state = errJoining
+	default:
+		s.state = nil
+	}
+}
+
+// taskError is the task's own: its code, or what it was given, not the cluster.
+type taskError struct{ err error }
+
+func (e *taskError) Error() string { return e.err.Error() }
+func (e *taskError) Unwrap() error { return e.err }
