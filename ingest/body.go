@@ -22,10 +22,6 @@ const (
 	// answer: closing a connection with unread bytes resets it, and a reset takes the answer along.
 	drainBytes = 8 << 20
 	drainTime  = 5 * time.Second
-	// lingerBytes bounds what is read after the answer was sent, within the same time.
-	lingerBytes = 24 << 20
-	// maxLingering bounds the connections that linger at one time; beyond it they are just closed.
-	maxLingering = 256
 )
 
 var (
@@ -78,7 +74,8 @@ func readBody(ctx *fasthttp.RequestCtx, limit int, budget *produce.Budget) (body
 	}
 }
 
-// ended tells the end of a chunked body, which reads as io.EOF again and again, from a connection that broke.
+// ended tells the end of a chunked body, which reads as io.EOF again and again, from a connection that broke within a
+// chunk. One that broke between two chunks looks like the end; what is missing then is missed by the signature.
 func ended(stream io.Reader) bool {
 	var one [1]byte
 	_, err := stream.Read(one[:])
@@ -93,42 +90,21 @@ func readError(err error) error {
 	return errCut
 }
 
-// drain reads and drops the rest of the body, so that the answer can be read. It reports whether the end was reached;
-// otherwise the connection is to be given up, by linger.
-func drain(ctx *fasthttp.RequestCtx, until time.Time) bool {
+// drain reads and drops the rest of a body, so that the answer can be read. Where it does not come to the end, the
+// connection is closed after the answer, gently.
+func drain(ctx *fasthttp.RequestCtx) {
 	stream := ctx.RequestBodyStream()
 	if stream == nil {
-		return true
-	}
-	if err := ctx.SetReadDeadline(until); err != nil {
-		return false
-	}
-	n, err := io.CopyN(io.Discard, stream, drainBytes)
-	return err == io.EOF || err == nil && n < drainBytes
-}
-
-// lingering counts the connections that linger.
-type lingering chan struct{}
-
-// close ends the request's connection gently after the answer: it is half closed, and what the client still sends is
-// dropped until it has read the answer and closes, or time is up.
-func (l lingering) close(ctx *fasthttp.RequestCtx, until time.Time) {
-	ctx.SetConnectionClose()
-	select {
-	case l <- struct{}{}:
-	default:
 		return
 	}
-	ctx.Hijack(func(conn net.Conn) {
-		defer func() { <-l }()
-		if c, ok := conn.(interface{ UnsafeConn() net.Conn }); ok {
-			conn = c.UnsafeConn()
+	until := time.Now().Add(drainTime)
+	if ctx.SetReadDeadline(until) == nil {
+		if _, err := io.CopyN(io.Discard, stream, drainBytes); err == io.EOF {
+			return
 		}
-		if tcp, ok := conn.(*net.TCPConn); ok {
-			_ = tcp.CloseWrite()
-		}
-		if conn.SetReadDeadline(until) == nil {
-			_, _ = io.CopyN(io.Discard, conn, lingerBytes)
-		}
-	})
+	}
+	ctx.SetConnectionClose()
+	if c, ok := ctx.Conn().(*gentleConn); ok {
+		c.until.Store(until.UnixNano())
+	}
 }

@@ -134,7 +134,7 @@ func New(cfg Config, deps Deps) (*Edge, error) {
 	metrics := newMetrics(deps.Registerer, names, func() float64 { return float64(producer.Budget.Used()) })
 	e.webhooks = &webhooks{
 		sources: sources, maxBody: cfg.MaxBodyBytes, producer: producer, routes: routes, rejections: e.rejections,
-		metrics: metrics, lingering: make(lingering, maxLingering), open: e.ready.opened,
+		metrics: metrics, open: e.ready.opened,
 	}
 	e.server = newServer(e.handler(metrics), deps.Log)
 	return e, nil
@@ -194,7 +194,7 @@ func (e *Edge) Run(ctx context.Context) error {
 	group.Go(func() error { e.replicas.run(background); return nil })
 	group.Go(func() error { e.ready.open(background, e.deps.Routes.Check, e.commands.Check); return nil })
 	served := make(chan error, 1)
-	go func() { served <- e.server.Serve(e.listener) }()
+	go func() { served <- e.server.Serve(newGentleListener(e.listener)) }()
 
 	var err error
 	select {

@@ -80,11 +80,10 @@ func (e *Edge) bounded(next fasthttp.RequestHandler) fasthttp.RequestHandler {
 			next(ctx)
 			return
 		}
-		until := time.Now().Add(drainTime)
-		if !errors.Is(err, errTooLarge) && !errors.Is(err, errNoBudget) {
+		if errors.Is(err, errTooLarge) || errors.Is(err, errNoBudget) {
+			drain(ctx)
+		} else {
 			ctx.SetConnectionClose()
-		} else if !drain(ctx, until) {
-			w.lingering.close(ctx, until)
 		}
 		refusal := w.unread(err)
 		problem := httpapi.NewProblem(refusal.Reason.Status(), string(refusal.Reason), "%s", refusal.Detail)

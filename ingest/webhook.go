@@ -24,7 +24,6 @@ type webhooks struct {
 	routes     *routes
 	rejections *rejections.Recorder
 	metrics    *metrics
-	lingering  lingering
 	// open is false until the edge can do its work; before that everything is answered 503.
 	open func() bool
 }
@@ -127,10 +126,10 @@ func (w *webhooks) refuse(ctx *fasthttp.RequestCtx, label string, refusal *sourc
 	w.rejections.Refused(label, refusal.Reason, rejections.Request{
 		RemoteIP: remoteIP(ctx), UserAgent: ctx.UserAgent(), ContentLength: ctx.Request.Header.ContentLength(),
 	}, now)
-	if until := time.Now().Add(drainTime); refusal.Reason == source.RequestTimeout {
+	if refusal.Reason == source.RequestTimeout {
 		ctx.SetConnectionClose()
-	} else if !drain(ctx, until) {
-		w.lingering.close(ctx, until)
+	} else {
+		drain(ctx)
 	}
 	problem := httpapi.NewProblem(status, string(refusal.Reason), "%s", refusal.Detail)
 	switch refusal.Reason {

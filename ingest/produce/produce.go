@@ -35,6 +35,8 @@ const (
 	defaultLinger   = 2 * time.Millisecond
 	defaultMaxBytes = 256 << 20
 	maxRecords      = 100_000
+	// minDelivery is the least that kgo takes for a record's time-out.
+	minDelivery = time.Second
 	// requestOverhead is how much longer than the broker's own time-out an answer of the broker is awaited.
 	requestOverhead = 5 * time.Second
 )
@@ -62,7 +64,7 @@ func New(cfg Config, log *slog.Logger) (*Producer, error) {
 	if cfg.MaxBytes <= 0 {
 		cfg.MaxBytes = defaultMaxBytes
 	}
-	delivery := max(cfg.Timeout-time.Second, cfg.Timeout/2)
+	delivery := max(cfg.Timeout-time.Second, minDelivery)
 	client, err := kafka.NewProducer(cfg.Kafka, kafka.ProducerLimits{
 		Records: maxRecords, Bytes: int(2 * cfg.MaxBytes), Timeout: delivery, Linger: cfg.Linger,
 	}, log,

@@ -1,0 +1,243 @@
+package ingest_test
+
+import (
+	"bufio"
+	"bytes"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/betterdata/webhooks/ingest"
+	"github.com/betterdata/webhooks/internal/testenv"
+	"github.com/betterdata/webhooks/schemas"
+)
+
+// dial opens a bare connection to the edge.
+func (e *edge) dial() net.Conn {
+	e.t.Helper()
+	conn, err := net.Dial("tcp", e.Addr().String())
+	require.NoError(e.t, err)
+	e.t.Cleanup(func() { conn.Close() })
+	require.NoError(e.t, conn.SetDeadline(time.Now().Add(20*time.Second)))
+	return conn
+}
+
+func readAnswer(t *testing.T, r *bufio.Reader) answer {
+	t.Helper()
+	res, err := http.ReadResponse(r, nil)
+	require.NoError(t, err)
+	defer res.Body.Close()
+	body, err := io.ReadAll(res.Body)
+	require.NoError(t, err)
+	return answer{res.StatusCode, res.Header, body}
+}
+
+// A client that writes all it has before it reads is the one that a reset would rob of its answer.
+func TestAClientThatWrites20MiBReadsItsAnswer(t *testing.T) {
+	e := startReady(t, testenv.FakeKafka(t))
+	const size = 20 << 20
+	chunked := func(w io.Writer) error {
+		chunk := append([]byte("10000\r\n"), append(bytes.Repeat([]byte("x"), 0x10000), "\r\n"...)...)
+		for range size / 0x10000 {
+			if _, err := w.Write(chunk); err != nil {
+				return err
+			}
+		}
+		_, err := io.WriteString(w, "0\r\n\r\n")
+		return err
+	}
+	plain := func(w io.Writer) error {
+		_, err := w.Write(bytes.Repeat([]byte("x"), size))
+		return err
+	}
+	for name, c := range map[string]struct {
+		head string
+		send func(io.Writer) error
+		code string
+	}{
+		"of known length":      {fmt.Sprintf("POST /webhooks/stripe HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n", size), plain, "body_too_large"},
+		"in chunks":            {"POST /webhooks/stripe HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n", chunked, "body_too_large"},
+		"to an unknown source": {fmt.Sprintf("POST /webhooks/x HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n", size), plain, "unknown_source"},
+		"to the API":           {fmt.Sprintf("POST /v1/orgs/o/endpoints HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n", size), plain, "body_too_large"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			conn := e.dial()
+			_, err := io.WriteString(conn, c.head)
+			require.NoError(t, err)
+			require.NoError(t, c.send(conn), "the edge reads on")
+			a := readAnswer(t, bufio.NewReader(conn))
+			require.Equal(t, c.code, a.problem(t).Code)
+		})
+	}
+}
+
+func TestA2MiBBodyLeavesTheConnectionUsable(t *testing.T) {
+	e := startReady(t, testenv.FakeKafka(t))
+	conn := e.dial()
+	r := bufio.NewReader(conn)
+	_, err := fmt.Fprintf(conn, "POST /webhooks/stripe HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s", 2<<20, strings.Repeat("x", 2<<20))
+	require.NoError(t, err)
+	require.Equal(t, 413, readAnswer(t, r).status)
+	_, err = io.WriteString(conn, webhookRequest(subscriptionCreated))
+	require.NoError(t, err)
+	require.Equal(t, 200, readAnswer(t, r).status)
+}
+
+// webhookRequest is a signed request as it goes over the wire.
+func webhookRequest(body string) string {
+	return fmt.Sprintf("POST /webhooks/stripe HTTP/1.1\r\nHost: x\r\nStripe-Signature: %s\r\nContent-Length: %d\r\n\r\n%s", sign([]byte(body)), len(body), body)
+}
+
+func TestPipelinedRequestsAreAnsweredInOrder(t *testing.T) {
+	e := startReady(t, testenv.FakeKafka(t))
+	conn := e.dial()
+	_, err := io.WriteString(conn, webhookRequest(subscriptionCreated)+webhookRequest(`{"id":1}`)+webhookRequest(subscriptionCreated))
+	require.NoError(t, err)
+	r := bufio.NewReader(conn)
+	for _, want := range []int{200, 400, 200} {
+		require.Equal(t, want, readAnswer(t, r).status)
+	}
+}
+
+func TestChunkedBodies(t *testing.T) {
+	e := startReady(t, testenv.FakeKafka(t))
+	// Chunks that fit no buffer size, around the sizes at which the edge's own grows.
+	for _, size := range []int{0, 1, 100, 16<<10 - 1, 16 << 10, 16<<10 + 1, 32 << 10, 100_001, 1<<20 - 1, 1 << 20} {
+		t.Run(fmt.Sprint(size), func(t *testing.T) {
+			body := []byte(subscriptionCreated)
+			if pad := size - len(body); pad > 0 {
+				body = append(body, bytes.Repeat([]byte(" "), pad)...)
+			}
+			req := e.request(http.MethodPost, "/webhooks/stripe", nil, "Stripe-Signature", sign(body))
+			req.ContentLength = -1
+			req.Body = io.NopCloser(iotest(body, 777))
+			require.Equal(t, 200, e.do(req).status)
+		})
+	}
+	t.Run("one byte too many", func(t *testing.T) {
+		body := bytes.Repeat([]byte(" "), 1<<20+1)
+		req := e.request(http.MethodPost, "/webhooks/stripe", nil, "Stripe-Signature", sign(body))
+		req.ContentLength = -1
+		req.Body = io.NopCloser(iotest(body, 60_000))
+		require.Equal(t, 413, e.do(req).status)
+	})
+}
+
+// iotest reads body in pieces of n bytes.
+func iotest(body []byte, n int) io.Reader {
+	var pieces []io.Reader
+	for len(body) > n {
+		pieces, body = append(pieces, bytes.NewReader(body[:n])), body[n:]
+	}
+	return io.MultiReader(append(pieces, bytes.NewReader(body))...)
+}
+
+func TestBodiesThatEndEarlyAreNotTaken(t *testing.T) {
+	e := startReady(t, testenv.FakeKafka(t))
+	body := subscriptionCreated
+	for name, request := range map[string]string{
+		"of known length":  fmt.Sprintf("POST /webhooks/stripe HTTP/1.1\r\nHost: x\r\nStripe-Signature: %s\r\nContent-Length: %d\r\n\r\n%s", sign([]byte(body)), len(body)+20_000, body),
+		"within a chunk":   fmt.Sprintf("POST /webhooks/stripe HTTP/1.1\r\nHost: x\r\nStripe-Signature: %s\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%s", sign([]byte(body)), len(body)+100, body),
+		"a broken chunk":   fmt.Sprintf("POST /webhooks/stripe HTTP/1.1\r\nHost: x\r\nStripe-Signature: %s\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\nzz\r\n", sign([]byte(body)), len(body), body),
+		"no chunk at all ": "POST /webhooks/stripe HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n",
+	} {
+		t.Run(name, func(t *testing.T) {
+			conn := e.dial()
+			_, err := io.WriteString(conn, request)
+			require.NoError(t, err)
+			require.NoError(t, conn.(*net.TCPConn).CloseWrite())
+			all, err := io.ReadAll(conn)
+			require.NoError(t, err)
+			require.NotContains(t, string(all), "200 OK")
+		})
+	}
+	require.Zero(t, e.metric("webhooks_ingest_requests_total", "source", "stripe", "code", "200"))
+	require.Zero(t, e.metric("webhooks_ingest_held_bytes"))
+}
+
+func TestExpectContinue(t *testing.T) {
+	e := startReady(t, testenv.FakeKafka(t))
+	conn := e.dial()
+	body := subscriptionCreated
+	_, err := fmt.Fprintf(conn, "POST /webhooks/stripe HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nStripe-Signature: %s\r\nContent-Length: %d\r\n\r\n", sign([]byte(body)), len(body))
+	require.NoError(t, err)
+	r := bufio.NewReader(conn)
+	line, err := r.ReadString('\n')
+	require.NoError(t, err)
+	require.Contains(t, line, "100 Continue")
+	_, err = r.ReadString('\n')
+	require.NoError(t, err)
+	_, err = io.WriteString(conn, body)
+	require.NoError(t, err)
+	require.Equal(t, 200, readAnswer(t, r).status)
+	records(t, e.kafka, schemas.InboundUnrouted, 1)
+}
+
+func TestWhatIsNoRequestIsAProblemToo(t *testing.T) {
+	e := startReady(t, testenv.FakeKafka(t))
+	for name, c := range map[string]struct {
+		request string
+		status  int
+	}{
+		"rubbish":          {"\x16\x03\x01 rubbish\r\n\r\n", 400},
+		"too many headers": {"POST /webhooks/stripe HTTP/1.1\r\nHost: x\r\nX: " + strings.Repeat("x", 20_000) + "\r\n\r\n", 431},
+	} {
+		t.Run(name, func(t *testing.T) {
+			conn := e.dial()
+			_, err := io.WriteString(conn, c.request)
+			require.NoError(t, err)
+			a := readAnswer(t, bufio.NewReader(conn))
+			require.Equal(t, c.status, a.status)
+			require.NotEmpty(t, a.problem(t).RequestID)
+			require.NotEmpty(t, a.header.Get("X-Request-Id"))
+		})
+	}
+}
+
+func TestTheBudgetOfHeldBodiesBoundsMemory(t *testing.T) {
+	e := startReady(t, testenv.FakeKafka(t), func(c *ingest.Config, _ *ingest.Deps) { c.HeldBytes = 64 << 10 })
+	big := append([]byte(`{"id":"evt_1","type":"x","pad":"`), append(bytes.Repeat([]byte("x"), 100<<10), `"}`...)...)
+	a := e.post(big, sign(big))
+	require.Equal(t, 503, a.status)
+	require.Equal(t, "unavailable", a.problem(t).Code)
+	require.NotEmpty(t, a.header.Get("Retry-After"))
+	require.Equal(t, 200, e.post([]byte(subscriptionCreated), sign([]byte(subscriptionCreated))).status)
+	require.Zero(t, e.metric("webhooks_ingest_held_bytes"))
+}
+
+func TestRequestsAreForwarded(t *testing.T) {
+	e := startReady(t, testenv.FakeKafka(t))
+	for path, want := range map[string]string{
+		"/v1/orgs/o/deliveries":               "deliverer",
+		"/v1/orgs/o/deliveries/dlv_1/retry":   "deliverer",
+		"/v1/orgs/o/events/evt_1":             "deliverer",
+		"/v1/orgs/o/ledger?since=x":           "deliverer",
+		"/v1/orgs/o/replays":                  "deliverer",
+		"/v1/orgs/o/endpoints/ep_1/replay":    "deliverer",
+		"/settings/webhooks":                  "deliverer",
+		"/v1/orgs/o/entitlements":             "processor",
+		"/v1/orgs/o/billing/audit":            "processor",
+		"/v1/orgs/o/endpoints":                "processor",
+		"/v1/orgs/o/endpoints/ep_1":           "processor",
+		"/v1/orgs/o/endpoints/ep_1/test":      "processor",
+		"/v1/orgs/o/connections":              "processor",
+		"/v1/event-types":                     "processor",
+		"/openapi.json":                       "processor",
+		"/":                                   "processor",
+		"/webhooks":                           "processor",
+		"/v1/orgs/o":                          "processor",
+		"/v1/orgs/o/endpoints/ep_1/test/more": "processor",
+	} {
+		a := e.do(e.request(http.MethodGet, path, nil))
+		require.Contains(t, string(a.body), `"room":"`+want+`"`, path)
+		require.NotEmpty(t, a.header.Get("X-Request-Id"), path)
+	}
+	a := e.do(e.request(http.MethodPost, "/v1/orgs/o/deliveries/dlv_1/retry", []byte(`{"a":1}`)))
+	require.Contains(t, string(a.body), `{\"a\":1}`, "with their body")
+}
