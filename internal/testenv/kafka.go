@@ -151,8 +151,8 @@ func kafkaProperties(folder, addr, controller string) string {
 		"auto.create.topics.enable=false",
 		"group.initial.rebalance.delay.ms=0",
 		// A broker that was killed may register again once its old session is over.
-		"broker.session.timeout.ms=1500",
-		"broker.heartbeat.interval.ms=300",
+		"broker.session.timeout.ms=3000",
+		"broker.heartbeat.interval.ms=500",
 		"offsets.topic.replication.factor=1",
 		"offsets.topic.num.partitions=4",
 		"transaction.state.log.replication.factor=1",
