@@ -1,6 +1,7 @@
 package routing
 
 import (
+	"strings"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -20,13 +21,13 @@ type event struct {
 }
 
 func readEvent(in *kgo.Record) event {
-	h := in.Headers
+	// Records of ours are UTF-8; another byte must not make a row that does not encode.
+	header := func(key string) string { return strings.ToValidUTF8(kafka.ReadHeader(in.Headers, key), "\ufffd") }
 	e := event{
-		source: kafka.ReadHeader(h, schemas.HeaderSource), account: kafka.ReadHeader(h, schemas.HeaderAccount),
-		eventType: kafka.ReadHeader(h, schemas.HeaderType), sourceEventID: kafka.ReadHeader(h, schemas.HeaderID),
-		eventID: kafka.ReadHeader(h, schemas.HeaderEventID),
+		source: header(schemas.HeaderSource), account: header(schemas.HeaderAccount), eventType: header(schemas.HeaderType),
+		sourceEventID: header(schemas.HeaderID), eventID: header(schemas.HeaderEventID), receivedUnixMS: in.Timestamp.UnixMilli(),
 	}
-	if at, err := time.Parse(time.RFC3339Nano, kafka.ReadHeader(h, schemas.HeaderAcceptedAt)); err == nil {
+	if at, err := time.Parse(time.RFC3339Nano, header(schemas.HeaderAcceptedAt)); err == nil {
 		e.receivedUnixMS = at.UnixMilli()
 	}
 	return e

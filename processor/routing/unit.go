@@ -21,8 +21,12 @@ const (
 
 	reasonNoAccount = "no_account"
 	reasonCommand   = "malformed_command"
+	reasonTooLarge  = "too_large"
 	reasonUnhandled = "unhandled_type"
 )
+
+// maxBody bounds a body, so that it fits into one record with its headers, as it is held or handed on.
+const maxBody = stream.MaxOutput - 64<<10
 
 // retainedHeld is the value of ce_retained on what is handed on.
 const retainedHeld = "held"
@@ -35,6 +39,9 @@ type unit struct {
 
 func (u unit) event(in *kgo.Record, e *event) error {
 	account := e.key()
+	if len(in.Value) > maxBody {
+		return u.dead(in, e, reasonTooLarge)
+	}
 	if e.account == "" {
 		return u.withoutAccount(in, e)
 	}
@@ -128,7 +135,11 @@ func (u unit) forward(org string, body []byte, headers []kgo.RecordHeader, more 
 func (u unit) dead(in *kgo.Record, e *event, reason string) error {
 	u.counts[resultDead]++
 	row := e.row("", outcomeDead, reason)
-	value, err := proto.Marshal(&webhooksv1.DeadInbound{Event: row, Body: in.Value})
+	letter := &webhooksv1.DeadInbound{Event: row}
+	if len(in.Value) <= maxBody {
+		letter.Body = in.Value
+	}
+	value, err := proto.Marshal(letter)
 	if err != nil {
 		return fmt.Errorf("encode dead letter of %s: %w", e.eventID, err)
 	}

@@ -1,0 +1,250 @@
+package fanout
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/betterdata/webhooks/internal/eventfilter"
+	"github.com/betterdata/webhooks/internal/id"
+	"github.com/betterdata/webhooks/internal/stream"
+	"github.com/betterdata/webhooks/schemas"
+	webhooksv1 "github.com/betterdata/webhooks/schemas/webhooks/v1"
+)
+
+// maxTargets bounds the endpoints of one `deliveries` record: at 80 bytes each, beside the largest event, it stays
+// far below the largest record, and below what the deliverer tracks of one (stream.MaxUnits).
+const maxTargets = 2000
+
+// maxData bounds an event's data, so that it fits into one record with its attributes and maxTargets targets.
+const maxData = stream.MaxOutput - 512<<10
+
+// Statuses of first rows.
+const (
+	statusWaiting   = "waiting"
+	statusUnmatched = "unmatched"
+)
+
+// task is the logic of one partition of `events`. It keeps no state.
+type task struct {
+	*Fanout
+	partition *stream.Partition
+	ctx       context.Context
+	tally     tally
+}
+
+// tally counts a transaction's work until it is known to be committed.
+type tally struct {
+	matched, unmatched, dead, deliveries, filterErrors int
+}
+
+// Process implements stream.Task.
+func (t *task) Process(tx *stream.Tx, in *kgo.Record) error {
+	e, reason := readEvent(in)
+	if reason != "" {
+		return t.bury(tx, e, reason)
+	}
+	set, err := t.matcher.set(t.ctx, e.organization, e.endpointSet)
+	if err != nil {
+		return err
+	}
+	f := fanning{task: t, tx: tx, event: e, set: set, nowMS: tx.Now().UnixMilli()}
+	return f.run()
+}
+
+// bury puts an event that cannot be fanned out where it can be looked at. Events are made by us: it is a mistake of
+// ours.
+func (t *task) bury(tx *stream.Tx, e *event, reason string) error {
+	t.log.Error("event cannot be fanned out", "org", e.organization, "event_id", e.id, "partition", t.partition.ID(), "reason", reason)
+	t.tally.dead++
+	body := e.data
+	if len(body) > maxData {
+		body = nil
+	}
+	letter, err := proto.Marshal(&webhooksv1.DeadInbound{
+		Event: &webhooksv1.InboundRow{
+			Source: e.source, SourceEventId: e.id, EventId: e.id, OrganizationId: e.organization, Type: e.eventType,
+			Outcome: "dead", Reason: reason, ReceivedUnixMs: e.acceptedMS,
+		},
+		Body: body,
+	})
+	if err != nil {
+		return fmt.Errorf("encode dead letter of event %q: %w", e.id, err)
+	}
+	tx.Emit(schemas.InboundDead, e.organization, &kgo.Record{Key: []byte(e.id), Value: letter})
+	return nil
+}
+
+// Advance implements stream.Task: nothing happens between events.
+func (t *task) Advance(*stream.Tx, time.Time) error { return nil }
+
+// Settled implements stream.Task.
+func (t *task) Settled(committed bool) {
+	if committed {
+		t.metrics.matched.Add(float64(t.tally.matched))
+		t.metrics.unmatched.Add(float64(t.tally.unmatched))
+		t.metrics.dead.Add(float64(t.tally.dead))
+		t.metrics.deliveries.Add(float64(t.tally.deliveries))
+		t.metrics.filterErrors.Add(float64(t.tally.filterErrors))
+	}
+	t.tally = tally{}
+}
+
+// Full implements stream.Task.
+func (t *task) Full() bool { return false }
+
+// Close implements stream.Task.
+func (t *task) Close() {}
+
+// Drain implements stream.Task.
+func (t *task) Drain(context.Context) {}
+
+// fanning is one event on its way to its endpoints.
+type fanning struct {
+	*task
+	tx    *stream.Tx
+	event *event
+	set   *endpointSet
+	nowMS int64
+	// byPartition has the targets of each partition of `deliveries`, in the order of their ids.
+	byPartition map[int32][]*webhooksv1.Target
+	partitions  []int32
+	matched     int
+	disabled    int
+}
+
+func (f *fanning) run() error {
+	for i := range f.set.targets {
+		if endpoint := &f.set.targets[i]; f.wants(endpoint) {
+			if err := f.take(endpoint); err != nil {
+				return err
+			}
+		}
+	}
+	if f.matched == 0 {
+		f.tally.unmatched++
+	} else {
+		f.tally.matched++
+	}
+	if f.matched+f.disabled == 0 {
+		// The row that says that nobody wanted the event.
+		if err := f.row("", statusUnmatched); err != nil {
+			return err
+		}
+	}
+	f.tally.deliveries += f.matched
+	if err := f.eventRow(); err != nil {
+		return err
+	}
+	return f.deliveries()
+}
+
+// wants reports whether the endpoint matches, enabled or not.
+func (f *fanning) wants(t *target) bool {
+	if !t.wantsType(f.event.eventType) || !t.wantsLoop(f.event.loopID) {
+		return false
+	}
+	return !t.filtered || f.passes(t.filter)
+}
+
+// passes runs a filter. One that cannot say, because it fails or costs too much, does not match.
+func (f *fanning) passes(filter *eventfilter.Filter) bool {
+	if filter == nil {
+		return false
+	}
+	if f.event.decoded == nil {
+		decoded, err := eventfilter.Decode(f.event.body)
+		if err != nil {
+			f.tally.filterErrors++
+			return false
+		}
+		f.event.decoded = &decoded
+	}
+	match, err := filter.Match(*f.event.decoded)
+	if err != nil {
+		f.tally.filterErrors++
+	}
+	return match
+}
+
+// take writes the first row of an endpoint that matches, and makes it a target when it is enabled.
+func (f *fanning) take(t *target) error {
+	if !t.enabled {
+		f.disabled++
+		return f.row(t.id, statusUnmatched)
+	}
+	f.matched++
+	partition := f.partition.PartitionOf(t.id)
+	if f.byPartition == nil {
+		f.byPartition = map[int32][]*webhooksv1.Target{}
+	}
+	if len(f.byPartition[partition]) == 0 {
+		f.partitions = append(f.partitions, partition)
+	}
+	f.byPartition[partition] = append(f.byPartition[partition], &webhooksv1.Target{
+		DeliveryId: f.deliveryID(t.id), EndpointId: t.id, EndpointVersion: t.version,
+	})
+	return f.row(t.id, statusWaiting)
+}
+
+func (f *fanning) deliveryID(endpointID string) string {
+	return id.Derive(id.Delivery, f.event.id, endpointID, "")
+}
+
+// row writes version 1 of a row of `deliveries`; later ones are the deliverer's.
+func (f *fanning) row(endpointID, status string) error {
+	row := &webhooksv1.DeliveryRow{
+		DeliveryId: f.deliveryID(endpointID), OrganizationId: f.event.organization, EndpointId: endpointID, EventId: f.event.id,
+		EventType: f.event.eventType, Status: status, AcceptedUnixMs: f.event.acceptedMS, Version: 1, CreatedUnixMs: f.nowMS,
+	}
+	routingKey := endpointID
+	switch {
+	case status == statusWaiting:
+		row.NextAttemptUnixMs = f.nowMS
+	case endpointID == "":
+		routingKey = f.event.organization
+	}
+	return f.emit(schemas.DeliveryRows, routingKey, row.DeliveryId, row)
+}
+
+func (f *fanning) eventRow() error {
+	e := f.event
+	return f.emit(schemas.EventRows, e.organization, e.id, &webhooksv1.EventRow{
+		EventId: e.id, OrganizationId: e.organization, Type: e.eventType, Source: e.source, Subject: e.subject,
+		OccurredUnixMs: e.occurredMS, AcceptedUnixMs: e.acceptedMS, CauseSource: e.causeSource, CauseEventId: e.causeEventID,
+		CorrelationId: e.correlationID, CausationId: e.causationID, SchemaVersion: schemaVersion, Matched: uint32(f.matched), Data: e.data,
+	})
+}
+
+// deliveries writes what the deliverers work from.
+func (f *fanning) deliveries() error {
+	event := &webhooksv1.OutboundEvent{
+		Id: f.event.id, OrganizationId: f.event.organization, Type: f.event.eventType, AcceptedUnixMs: f.event.acceptedMS, Body: f.event.body,
+	}
+	for _, partition := range f.partitions {
+		targets := f.byPartition[partition]
+		for len(targets) > 0 {
+			n := min(len(targets), maxTargets)
+			err := f.emit(schemas.Deliveries, targets[0].EndpointId, f.event.id, &webhooksv1.Deliveries{
+				Event: event, EndpointSetVersion: f.set.version, Targets: targets[:n], CreatedUnixMs: f.nowMS,
+			})
+			if err != nil {
+				return err
+			}
+			targets = targets[n:]
+		}
+	}
+	return nil
+}
+
+func (f *fanning) emit(topic, routingKey, key string, m proto.Message) error {
+	value, err := proto.Marshal(m)
+	if err != nil {
+		return fmt.Errorf("encode %s of event %s: %w", topic, f.event.id, err)
+	}
+	f.tx.Emit(topic, routingKey, &kgo.Record{Key: []byte(key), Value: value})
+	return nil
+}
