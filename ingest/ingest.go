@@ -136,7 +136,7 @@ func New(cfg Config, deps Deps) (*Edge, error) {
 		sources: sources, maxBody: cfg.MaxBodyBytes, producer: producer, routes: routes, rejections: e.rejections,
 		metrics: metrics, open: e.ready.opened,
 	}
-	e.server = newServer(e.handler(metrics), deps.Log)
+	e.server = NewServer(e.handler(metrics), deps.Log)
 	return e, nil
 }
 

@@ -30,7 +30,8 @@ const (
 	connections = 32 << 10
 )
 
-func newServer(handler fasthttp.RequestHandler, log *slog.Logger) *fasthttp.Server {
+// NewServer makes the edge's HTTP server around a handler, with its limits.
+func NewServer(handler fasthttp.RequestHandler, log *slog.Logger) *fasthttp.Server {
 	s := httpapi.NewServer(handler)
 	s.ReadTimeout, s.WriteTimeout, s.IdleTimeout = readTimeout, writeTimeout, idleTimeout
 	s.ReadBufferSize, s.Concurrency = headerBytes, connections

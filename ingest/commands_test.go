@@ -1,0 +1,291 @@
+package ingest_test
+
+import (
+	"context"
+	"encoding/json"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/valyala/fasthttp"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/betterdata/webhooks/ingest"
+	"github.com/betterdata/webhooks/internal/httpapi"
+	"github.com/betterdata/webhooks/internal/id"
+	"github.com/betterdata/webhooks/internal/kafka"
+	"github.com/betterdata/webhooks/internal/seal"
+	"github.com/betterdata/webhooks/internal/testenv"
+	"github.com/betterdata/webhooks/schemas"
+	webhooksv1 "github.com/betterdata/webhooks/schemas/webhooks/v1"
+)
+
+// owner stands in for the tasks that carry commands out.
+type owner struct {
+	mu       sync.Mutex
+	commands []*webhooksv1.Command
+	records  []*kgo.Record
+}
+
+// startOwner answers every command with what decide makes of it; nil answers nothing.
+func startOwner(t testing.TB, cfg kafka.Config, decide func(*webhooksv1.Command) *webhooksv1.CommandOutcome) *owner {
+	client, err := kgo.NewClient(kgo.SeedBrokers(cfg.Brokers...), kgo.ConsumeTopics(cfg.Topic(schemas.Inbound), cfg.Topic(schemas.InboundUnrouted)))
+	require.NoError(t, err)
+	o := &owner{}
+	ctx, cancel := context.WithCancel(context.Background())
+	var running sync.WaitGroup
+	t.Cleanup(func() { cancel(); running.Wait(); client.Close() })
+	running.Go(func() {
+		for ctx.Err() == nil {
+			client.PollFetches(ctx).EachRecord(func(r *kgo.Record) {
+				if kafka.ReadHeader(r.Headers, schemas.HeaderType) != schemas.TypeCommand {
+					return
+				}
+				var cmd webhooksv1.Command
+				if proto.Unmarshal(r.Value, &cmd) != nil {
+					panic("unreadable command")
+				}
+				o.mu.Lock()
+				o.commands, o.records = append(o.commands, &cmd), append(o.records, r)
+				o.mu.Unlock()
+				if outcome := decide(&cmd); outcome != nil {
+					outcome.CommandId = cmd.Id
+					value, _ := proto.Marshal(outcome)
+					client.Produce(ctx, &kgo.Record{Topic: cfg.Topic(schemas.CommandOutcomes), Key: r.Key, Value: value}, nil)
+				}
+			})
+		}
+	})
+	return o
+}
+
+func (o *owner) last() (*webhooksv1.Command, *kgo.Record) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.commands[len(o.commands)-1], o.records[len(o.records)-1]
+}
+
+func (o *owner) seen() int {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return len(o.commands)
+}
+
+// obliging does what is asked.
+func obliging(cmd *webhooksv1.Command) *webhooksv1.CommandOutcome {
+	switch a := cmd.Action.(type) {
+	case *webhooksv1.Command_CreateEndpoint:
+		e := proto.CloneOf(a.CreateEndpoint.Endpoint)
+		e.Version = 1
+		return &webhooksv1.CommandOutcome{Result: &webhooksv1.CommandOutcome_Endpoint{Endpoint: e}}
+	case *webhooksv1.Command_UpdateEndpoint:
+		return &webhooksv1.CommandOutcome{Result: &webhooksv1.CommandOutcome_Endpoint{Endpoint: &webhooksv1.Endpoint{
+			Id: a.UpdateEndpoint.EndpointId, OrganizationId: cmd.OrganizationId, Version: 2,
+		}}}
+	case *webhooksv1.Command_CreateConnection:
+		return &webhooksv1.CommandOutcome{Result: &webhooksv1.CommandOutcome_Connection{Connection: a.CreateConnection.Connection}}
+	}
+	return &webhooksv1.CommandOutcome{Result: &webhooksv1.CommandOutcome_Deleted{Deleted: &webhooksv1.Deleted{}}}
+}
+
+func refusing(status uint32, code string) func(*webhooksv1.Command) *webhooksv1.CommandOutcome {
+	return func(*webhooksv1.Command) *webhooksv1.CommandOutcome {
+		return &webhooksv1.CommandOutcome{Result: &webhooksv1.CommandOutcome_Refusal{Refusal: &webhooksv1.Refusal{
+			Status: status, Code: code, Detail: "because", Errors: []*webhooksv1.FieldError{{Pointer: "/a", Detail: "b"}},
+		}}}
+	}
+}
+
+// manage sends a management request as the admin.
+func (e *edge) manage(method, path, body string, headers ...string) answer {
+	e.t.Helper()
+	headers = append([]string{"Authorization", "Bearer " + adminKey, "Content-Type", "application/json"}, headers...)
+	return e.do(e.request(method, path, []byte(body), headers...))
+}
+
+func object(t testing.TB, a answer) (o map[string]any) {
+	require.NoError(t, json.Unmarshal(a.body, &o), "%d %s", a.status, a.body)
+	return o
+}
+
+const (
+	endpointsPath   = "/v1/orgs/org_1/endpoints"
+	connectionsPath = "/v1/orgs/org_1/connections"
+	newEndpoint     = `{"url":"https://example.com/hook","eventTypes":["*"],"headers":{"X-Key":"header-value"},"signatures":["v1","v1a"]}`
+)
+
+func TestCreateEndpoint(t *testing.T) {
+	var keyring *seal.Keyring
+	e := startReady(t, testenv.FakeKafka(t), func(_ *ingest.Config, d *ingest.Deps) { keyring = d.Keyring })
+	o := startOwner(t, e.kafka, obliging)
+	a := e.manage(http.MethodPost, endpointsPath, newEndpoint)
+	require.Equal(t, 201, a.status, "%s", a.body)
+	view := object(t, a)
+	endpoint, secret := view["id"].(string), view["secret"].(string)
+	require.True(t, id.Valid(id.Endpoint, endpoint))
+	require.True(t, strings.HasPrefix(secret, "whsec_"))
+	require.True(t, strings.HasPrefix(view["publicKey"].(string), "whpk_"))
+	require.Equal(t, endpointsPath+"/"+endpoint, a.header.Get("Location"))
+	require.Equal(t, `"1"`, a.header.Get("ETag"))
+	require.Equal(t, map[string]any{"X-Key": "***"}, view["headers"])
+
+	cmd, r := o.last()
+	require.Equal(t, "org_1", string(r.Key))
+	require.Equal(t, e.kafka.Topic(schemas.Inbound), r.Topic)
+	require.Equal(t, e.kafka.PartitionOf("org_1"), r.Partition)
+	require.Equal(t, "admin", cmd.KeyId)
+	require.Equal(t, cmd.Id, kafka.ReadHeader(r.Headers, schemas.HeaderID))
+	require.Equal(t, "management", kafka.ReadHeader(r.Headers, schemas.HeaderSource))
+	require.NotContains(t, string(r.Value), secret, "secrets are sealed")
+	require.NotContains(t, string(r.Value), "header-value")
+	stored := cmd.GetCreateEndpoint().Endpoint
+	opened, err := keyring.Open(stored.Secrets[0].SealedSecret, seal.EndpointSecret(endpoint))
+	require.NoError(t, err)
+	require.Equal(t, secret, string(opened))
+	opened, err = keyring.Open(stored.Secrets[0].SealedPrivateKey, seal.EndpointPrivateKey(endpoint))
+	require.NoError(t, err)
+	require.True(t, strings.HasPrefix(string(opened), "whsk_"))
+	opened, err = keyring.Open(stored.SealedHeaders, seal.EndpointHeaders(endpoint))
+	require.NoError(t, err)
+	require.JSONEq(t, `{"X-Key":"header-value"}`, string(opened))
+}
+
+func TestPatchAndDeleteEndpoint(t *testing.T) {
+	var keyring *seal.Keyring
+	e := startReady(t, testenv.FakeKafka(t), func(_ *ingest.Config, d *ingest.Deps) { keyring = d.Keyring })
+	o := startOwner(t, e.kafka, obliging)
+	path := endpointsPath + "/" + id.New(id.Endpoint)
+	a := e.manage(http.MethodPatch, path, `{"description":"x","headers":{"X-New":"hidden","X-Old":null}}`, "Content-Type", "application/merge-patch+json")
+	require.Equal(t, 200, a.status, "%s", a.body)
+	require.Equal(t, `"2"`, a.header.Get("ETag"))
+	require.Nil(t, object(t, a)["secret"])
+	cmd, r := o.last()
+	require.NotContains(t, string(r.Value), "hidden")
+	update := cmd.GetUpdateEndpoint()
+	require.JSONEq(t, `{"description":"x"}`, string(update.PatchJson))
+	require.Equal(t, []string{"X-New"}, update.Headers.Names)
+	require.Equal(t, []string{"X-Old"}, update.Headers.Removed)
+	opened, err := keyring.Open(update.Headers.Sealed, seal.EndpointHeaders(update.EndpointId))
+	require.NoError(t, err)
+	require.JSONEq(t, `{"X-New":"hidden"}`, string(opened))
+
+	a = e.manage(http.MethodDelete, path, "")
+	require.Equal(t, 204, a.status, "%s", a.body)
+	require.Empty(t, a.body)
+}
+
+func TestConnections(t *testing.T) {
+	connection := id.New(id.Connection)
+	e := startReady(t, testenv.FakeKafka(t), func(_ *ingest.Config, d *ingest.Deps) {
+		d.Processor = func(ctx *fasthttp.RequestCtx) {
+			if string(ctx.Method()) != "GET" || string(ctx.Path()) != connectionsPath+"/"+connection ||
+				string(ctx.Request.Header.Peek("Authorization")) != "Bearer "+adminKey {
+				httpapi.WriteProblem(ctx, httpapi.NotFound())
+				return
+			}
+			httpapi.WriteJSON(ctx, 200, map[string]string{"source": "stripe", "account": "cus_7"})
+		}
+	})
+	o := startOwner(t, e.kafka, obliging)
+	a := e.manage(http.MethodPost, connectionsPath, `{"source":"stripe","account":"cus_7","accessToken":"sk_hidden","move":true}`)
+	require.Equal(t, 201, a.status, "%s", a.body)
+	require.Equal(t, connectionsPath+"/"+object(t, a)["id"].(string), a.header.Get("Location"))
+	cmd, r := o.last()
+	require.Equal(t, "stripe/cus_7", string(r.Key))
+	require.Equal(t, e.kafka.Topic(schemas.InboundUnrouted), r.Topic)
+	require.True(t, cmd.GetCreateConnection().Move)
+	require.NotContains(t, string(r.Value), "sk_hidden")
+	require.NotContains(t, string(a.body), "sk_hidden")
+
+	require.Equal(t, 204, e.manage(http.MethodDelete, connectionsPath+"/"+connection, "").status)
+	cmd, r = o.last()
+	require.Equal(t, "stripe/cus_7", string(r.Key), "a deletion goes to the account's owner")
+	require.Equal(t, connection, cmd.GetDeleteConnection().ConnectionId)
+	require.Equal(t, "cus_7", cmd.GetDeleteConnection().Account)
+
+	before := o.seen()
+	require.Equal(t, 404, e.manage(http.MethodDelete, connectionsPath+"/"+id.New(id.Connection), "").status)
+	require.Equal(t, before, o.seen())
+}
+
+func TestManagementRefusals(t *testing.T) {
+	e := startReady(t, testenv.FakeKafka(t))
+	o := startOwner(t, e.kafka, obliging)
+	path := endpointsPath + "/" + id.New(id.Endpoint)
+	for name, c := range map[string]struct {
+		method, path, body string
+		headers            []string
+		status             int
+	}{
+		"no key":                {"POST", endpointsPath, newEndpoint, []string{"Authorization", ""}, 401},
+		"an unknown key":        {"POST", endpointsPath, newEndpoint, []string{"Authorization", "Bearer nope"}, 401},
+		"an org that is none":   {"POST", "/v1/orgs/a.b/endpoints", newEndpoint, nil, 404},
+		"an id that is none":    {"PATCH", endpointsPath + "/ep_1", `{}`, nil, 404},
+		"an id of another kind": {"DELETE", endpointsPath + "/" + id.New(id.Connection), ``, nil, 404},
+		"a wrong method":        {"PUT", endpointsPath, newEndpoint, nil, 405},
+		"no JSON":               {"POST", endpointsPath, `{`, nil, 400},
+		"another content type":  {"POST", endpointsPath, newEndpoint, []string{"Content-Type", "text/plain"}, 415},
+		"an unknown member":     {"POST", endpointsPath, `{"url":"https://e.com","eventTypes":["*"],"nope":1}`, nil, 422},
+		"a blocked URL":         {"PATCH", path, `{"url":7}`, nil, 422},
+		"a wrong source":        {"POST", connectionsPath, `{"source":"ebay","account":"1"}`, nil, 422},
+		"too large":             {"POST", endpointsPath, strings.Repeat(" ", 1<<20+1), nil, 413},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a := e.manage(c.method, c.path, c.body, c.headers...)
+			require.Equal(t, c.status, a.status, "%s", a.body)
+			require.Equal(t, a.header.Get("X-Request-Id"), a.problem(t).RequestID)
+			if c.status == 405 {
+				require.Contains(t, a.header.Get("Allow"), "GET")
+				require.Contains(t, a.header.Get("Allow"), "POST")
+			}
+		})
+	}
+	require.Zero(t, o.seen(), "nothing of it reached an owner")
+	require.Positive(t, e.metric("webhooks_ingest_requests_total", "source", "management", "code", "422"))
+}
+
+func TestAnOwnersRefusalIsTheAnswer(t *testing.T) {
+	e := startReady(t, testenv.FakeKafka(t))
+	startOwner(t, e.kafka, refusing(409, "connection_held"))
+	a := e.manage(http.MethodPost, connectionsPath, `{"source":"stripe","account":"cus_7"}`)
+	require.Equal(t, 409, a.status)
+	p := a.problem(t)
+	require.Equal(t, "connection_held", p.Code)
+	require.Equal(t, "because", p.Detail)
+	require.Len(t, p.Errors, 1)
+}
+
+func TestAWriteWithoutOutcomeIsAccepted(t *testing.T) {
+	e := startReady(t, testenv.FakeKafka(t), func(c *ingest.Config, _ *ingest.Deps) { c.OutcomeTimeout = 50 * time.Millisecond })
+	startOwner(t, e.kafka, func(*webhooksv1.Command) *webhooksv1.CommandOutcome { return nil })
+	a := e.manage(http.MethodPost, endpointsPath, newEndpoint)
+	require.Equal(t, 202, a.status)
+	require.True(t, strings.HasPrefix(object(t, a)["secret"].(string), "whsec_"), "given out here or never")
+	require.NotEmpty(t, a.header.Get("Location"))
+	path := endpointsPath + "/" + id.New(id.Endpoint)
+	require.Equal(t, 202, e.manage(http.MethodPatch, path, `{}`).status)
+	require.Equal(t, 202, e.manage(http.MethodDelete, path, ``).status)
+	require.Equal(t, 202, e.manage(http.MethodPost, connectionsPath, `{"source":"stripe","account":"cus_7"}`).status)
+}
+
+// An outcome counts once its transaction is committed: what was aborted did not happen.
+func TestAnAbortedOutcomeIsNotSeen(t *testing.T) {
+	e := startReady(t, testenv.FakeKafka(t), func(c *ingest.Config, _ *ingest.Deps) { c.OutcomeTimeout = 500 * time.Millisecond })
+	transactional, err := kgo.NewClient(kgo.SeedBrokers(e.kafka.Brokers...), kgo.TransactionalID(t.Name()))
+	require.NoError(t, err)
+	defer transactional.Close()
+	startOwner(t, e.kafka, func(cmd *webhooksv1.Command) *webhooksv1.CommandOutcome {
+		outcome := obliging(cmd)
+		outcome.CommandId = cmd.Id
+		value, _ := proto.Marshal(outcome)
+		_ = transactional.BeginTransaction()
+		transactional.ProduceSync(t.Context(), &kgo.Record{Topic: e.kafka.Topic(schemas.CommandOutcomes), Value: value})
+		_ = transactional.EndTransaction(t.Context(), kgo.TryAbort)
+		return nil
+	})
+	require.Equal(t, 202, e.manage(http.MethodDelete, endpointsPath+"/"+id.New(id.Endpoint), ``).status)
+}
