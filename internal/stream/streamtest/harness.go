@@ -202,6 +202,12 @@ func (h *Harness) WaitWoken() {
 	}
 }
 
+// Woken reports that the task has asked for Advance, by Wake or a WakeAt that is due.
+func (h *Harness) Woken() bool {
+	due, _ := h.d.Due(h.Now)
+	return due
+}
+
 // WakeTime is the time given to WakeAt and not used up; zero when there is none.
 func (h *Harness) WakeTime() time.Time {
 	_, at := h.d.Due(h.Now)

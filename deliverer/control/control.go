@@ -1,0 +1,195 @@
+// Package control decides, for one endpoint, whether an attempt may begin now: its concurrency, its rate and its circuit
+// breaker. One owner holds an endpoint whole, so that the limits are exact without talking to other machines.
+//
+// The rules:
+//   - Concurrency: no more attempts at once than the endpoint allows. An answer that asks for less (429, 502, 504;
+//     Standard Webhooks 1.0.0) halves the limit, at most once a second and not below one; each success gives back a
+//     part, so that a whole round of successes adds one, as TCP does.
+//   - Rate: a token bucket of the endpoint's requests a second, which holds a tenth of a second's worth.
+//   - Breaker: ten failures in a row open it. After a second one attempt may probe; each failed probe doubles the wait,
+//     up to a minute; a success closes it (CONTRACT §5).
+//
+// It is a state machine without clock or goroutines: callers give the time. It is not safe for concurrent use. Its state
+// is in memory; a new owner begins with a closed breaker and finds out for itself.
+package control
+
+import (
+	"math"
+	"time"
+
+	"golang.org/x/time/rate"
+)
+
+const (
+	breakAfter  = 10
+	firstProbe  = time.Second
+	maxProbe    = time.Minute
+	halveEvery  = time.Second
+	burstWindow = 100 * time.Millisecond
+)
+
+// Limits are what an endpoint allows.
+type Limits struct {
+	// Concurrency is the number of attempts at once; at least 1.
+	Concurrency int
+	// Rate is attempts a second; 0 = no limit.
+	Rate float64
+}
+
+// Verdict answers whether an attempt may begin.
+type Verdict uint8
+
+// The verdicts.
+const (
+	// Go: it may, and holds a slot until Done.
+	Go Verdict = iota
+	// Full: all slots are taken.
+	Full
+	// Limited: the rate is used up.
+	Limited
+	// Open: the breaker is open.
+	Open
+)
+
+// Outcome is how an attempt ended, as far as control is concerned.
+type Outcome uint8
+
+// The outcomes.
+const (
+	Success Outcome = iota
+	Failure
+	// Throttled is a failure by which the receiver asks for less.
+	Throttled
+)
+
+// Endpoint is the control of one endpoint.
+type Endpoint struct {
+	limits  Limits
+	bucket  *rate.Limiter
+	running int
+	// allowed is the concurrency after throttling, between 1 and limits.Concurrency.
+	allowed float64
+	halved  time.Time
+
+	failures int
+	// wait is the breaker's time between probes; 0 = closed.
+	wait  time.Duration
+	until time.Time
+	// probing: the attempt that may close the breaker is under way.
+	probing bool
+}
+
+// New makes the control of an endpoint about which nothing is known.
+func New(l Limits) *Endpoint {
+	e := &Endpoint{}
+	e.SetLimits(l)
+	e.allowed = float64(e.limits.Concurrency)
+	return e
+}
+
+// SetLimits takes an endpoint's new limits. What runs above them runs on.
+func (e *Endpoint) SetLimits(l Limits) {
+	l.Concurrency = max(1, l.Concurrency)
+	if l.Concurrency > e.limits.Concurrency {
+		e.allowed = math.Max(e.allowed, float64(l.Concurrency))
+	}
+	e.allowed = math.Min(e.allowed, float64(l.Concurrency))
+	if l.Rate != e.limits.Rate {
+		e.bucket = nil
+		if l.Rate > 0 {
+			e.bucket = rate.NewLimiter(rate.Limit(l.Rate), max(1, int(l.Rate*burstWindow.Seconds())))
+		}
+	}
+	e.limits = l
+}
+
+// Admit says whether an attempt may begin now; Go takes its slot.
+func (e *Endpoint) Admit(now time.Time) Verdict {
+	switch {
+	case e.wait > 0 && (e.probing || now.Before(e.until)):
+		return Open
+	case e.running >= int(e.allowed):
+		return Full
+	case e.bucket != nil && !e.bucket.AllowN(now, 1):
+		return Limited
+	}
+	e.running++
+	e.probing = e.wait > 0
+	return Go
+}
+
+// Want is how many deliveries are worth having in hand now, those that run included: twice what may run at once, so
+// that the next is at hand when one ends; with a rate, no more than a quarter second's worth beyond what runs.
+func (e *Endpoint) Want(now time.Time) int {
+	switch {
+	case e.wait > 0 && (e.probing || now.Before(e.until)):
+		return 0
+	case e.wait > 0:
+		return e.running + 1
+	}
+	want := 2 * int(e.allowed)
+	if e.bucket != nil {
+		want = min(want, e.running+max(1, int(e.limits.Rate/4)))
+	}
+	return want
+}
+
+// Allowed is how many attempts may run at once now.
+func (e *Endpoint) Allowed() int { return int(e.allowed) }
+
+// NextTry is when it is worth asking again after Limited or Open; the zero time when only Done can change anything.
+func (e *Endpoint) NextTry(now time.Time) time.Time {
+	switch {
+	case e.wait > 0 && e.probing:
+		return time.Time{}
+	case e.wait > 0 && now.Before(e.until):
+		return e.until
+	case e.bucket != nil && e.running < int(e.allowed):
+		r := e.bucket.ReserveN(now, 1)
+		defer r.CancelAt(now)
+		return now.Add(r.DelayFrom(now))
+	}
+	return time.Time{}
+}
+
+// Done ends an attempt that Admit let go.
+func (e *Endpoint) Done(now time.Time, o Outcome) {
+	e.running--
+	if o == Success {
+		e.failures, e.wait, e.probing = 0, 0, false
+		e.allowed = math.Min(e.allowed+1/e.allowed, float64(e.limits.Concurrency))
+		return
+	}
+	if o == Throttled && now.Sub(e.halved) >= halveEvery {
+		e.halved = now
+		e.allowed = math.Max(1, e.allowed/2)
+	}
+	e.failures++
+	switch {
+	case e.wait == 0 && e.failures >= breakAfter:
+		e.open(now, firstProbe)
+	case e.wait > 0 && e.probing:
+		e.open(now, min(2*e.wait, maxProbe))
+	}
+}
+
+// Release ends an attempt that Admit let go and that was never made.
+func (e *Endpoint) Release() {
+	e.running--
+	e.probing = false
+}
+
+func (e *Endpoint) open(now time.Time, wait time.Duration) {
+	e.wait, e.until, e.probing = wait, now.Add(wait), false
+}
+
+// Broken reports that the breaker is open or being probed.
+func (e *Endpoint) Broken() bool { return e.wait > 0 }
+
+// Running is the number of attempts that hold a slot.
+func (e *Endpoint) Running() int { return e.running }
+
+// Idle reports that there is nothing to remember: no attempt runs and the last ones went well.
+func (e *Endpoint) Idle() bool {
+	return e.running == 0 && e.failures == 0 && e.wait == 0 && int(e.allowed) == e.limits.Concurrency
+}

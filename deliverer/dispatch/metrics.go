@@ -1,0 +1,119 @@
+package dispatch
+
+import (
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/betterdata/webhooks/deliverer/sender"
+	webhooksv1 "github.com/betterdata/webhooks/schemas/webhooks/v1"
+)
+
+// metrics of CONTRACT §9. Labels come from closed sets and exist from the start.
+type metrics struct {
+	success   prometheus.Counter
+	failures  [256]prometheus.Counter // by class
+	duration  prometheus.Histogram
+	latency   prometheus.Histogram
+	delivered prometheus.Counter
+	dead      prometheus.Counter
+}
+
+var waitingReasons = map[webhooksv1.WaitingReason]string{
+	webhooksv1.WaitingReason_WAITING_REASON_BACKOFF:   "backoff",
+	webhooksv1.WaitingReason_WAITING_REASON_SATURATED: "saturated",
+	webhooksv1.WaitingReason_WAITING_REASON_BREAKER:   "breaker",
+	webhooksv1.WaitingReason_WAITING_REASON_ORDERED:   "ordered",
+	webhooksv1.WaitingReason_WAITING_REASON_PAUSED:    "paused",
+}
+
+func newMetrics(reg prometheus.Registerer, d *Dispatcher) *metrics {
+	attempts := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "webhooks_attempts_total", Help: "Attempts, by outcome and class of error.",
+	}, []string{"outcome", "error_class"})
+	ended := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "webhooks_deliveries_ended_total", Help: "Deliveries that ended, by status.",
+	}, []string{"status"})
+	m := &metrics{
+		success: attempts.WithLabelValues("success", ""),
+		duration: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "webhooks_attempt_duration_seconds", Help: "Duration of attempts.",
+			Buckets: []float64{.005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 15, 25},
+		}),
+		latency: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "webhooks_delivery_latency_seconds", Help: "From the edge's 200 to the first attempt's request.",
+			Buckets: []float64{.01, .025, .05, .075, .1, .15, .25, .5, 1, 2.5, 5, 10, 30, 60, 300},
+		}),
+		delivered: ended.WithLabelValues(statusDelivered),
+		dead:      ended.WithLabelValues(statusDead),
+	}
+	for _, c := range sender.Classes() {
+		m.failures[c] = attempts.WithLabelValues("failure", c.String())
+	}
+	reg.MustRegister(attempts, ended, m.duration, m.latency)
+	for reason, name := range waitingReasons {
+		reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "webhooks_retry_waiting", Help: "Deliveries that wait, by reason.",
+			ConstLabels: prometheus.Labels{"reason": name},
+		}, func() float64 {
+			return d.sum(func(t *task) int64 { return t.census.published[reason].Load() })
+		}))
+	}
+	reg.MustRegister(
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "webhooks_breakers_open", Help: "Endpoints whose circuit breaker is open.",
+		}, func() float64 { return d.sum(func(t *task) int64 { return t.breakers.Load() }) }),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "webhooks_retry_oldest_due_seconds",
+			Help: "For how long the oldest due delivery has waited for its attempt, paused endpoints aside.",
+		}, d.oldestDue),
+	)
+	return m
+}
+
+func (d *Dispatcher) sum(of func(*task) int64) float64 {
+	var total int64
+	d.eachTask(func(t *task) { total += of(t) })
+	return float64(total)
+}
+
+func (d *Dispatcher) oldestDue() float64 {
+	now := time.Now().UnixMilli()
+	oldest := now
+	d.eachTask(func(t *task) {
+		if due := t.oldest.Load(); due != 0 {
+			oldest = min(oldest, due)
+		}
+	})
+	return float64(now-oldest) / 1000
+}
+
+// attempt counts one that is durable.
+func (m *metrics) attempt(f *flight) {
+	if f.result.Success() {
+		m.success.Inc()
+	} else {
+		m.failures[f.result.Class].Inc()
+	}
+	m.duration.Observe(f.result.Duration.Seconds())
+	if accepted := f.event.GetAcceptedUnixMs(); f.number == 1 && !f.maybe && accepted != 0 {
+		m.latency.Observe(f.result.Started.Sub(time.UnixMilli(accepted)).Seconds())
+	}
+}
+
+// observe publishes what the metrics say of a partition's endpoints.
+func (t *task) observe() {
+	var broken, oldest int64
+	for _, e := range t.endpoints {
+		if e.control.Broken() {
+			broken++
+		}
+		if !e.head.IsZero() && e.loaded && e.mode() != paused {
+			if due := e.head.UnixMilli(); oldest == 0 || due < oldest {
+				oldest = due
+			}
+		}
+	}
+	t.breakers.Store(broken)
+	t.oldest.Store(oldest)
+}

@@ -1,0 +1,184 @@
+package dispatch
+
+import (
+	"log/slog"
+	"math/rand/v2"
+	"time"
+
+	"github.com/betterdata/webhooks/deliverer/schedule"
+	"github.com/betterdata/webhooks/deliverer/sender"
+	"github.com/betterdata/webhooks/internal/stream"
+	webhooksv1 "github.com/betterdata/webhooks/schemas/webhooks/v1"
+)
+
+// Statuses of a delivery and reasons of its death (CONTRACT §5).
+const (
+	statusWaiting   = "waiting"
+	statusDelivered = "delivered"
+	statusDead      = "dead"
+
+	reasonExhausted = "exhausted"
+	reasonGone      = "gone"
+	reasonDisabled  = "endpoint_disabled"
+	reasonDeleted   = "endpoint_deleted"
+)
+
+// verdict is what becomes of a delivery.
+type verdict struct {
+	status string
+	// reason is of a dead one.
+	reason string
+	// due is the next attempt of a waiting one.
+	due time.Time
+}
+
+// judge says what the result of an attempt means.
+func (t *task) judge(f *flight) verdict {
+	switch {
+	case f.result.Success():
+		return verdict{status: statusDelivered}
+	case f.result.Class == sender.HTTP410:
+		return verdict{status: statusDead, reason: reasonGone}
+	}
+	due, ok := t.policy(f.ep).Next(f.step, f.result.Ended(), f.result.RetryAfter, rand.Float64())
+	if !ok {
+		return verdict{status: statusDead, reason: reasonExhausted}
+	}
+	return verdict{status: statusWaiting, due: due}
+}
+
+// policy is the endpoint's own schedule, or the service's.
+func (t *task) policy(e *endpoint) schedule.Policy {
+	own := e.spec.GetRetrySchedule()
+	if own == nil {
+		return t.d.cfg.Retries
+	}
+	p := schedule.Policy{Jitter: t.d.cfg.Retries.Jitter}
+	for _, ms := range own.GetDelaysMs() {
+		p.Delays = append(p.Delays, time.Duration(ms)*time.Millisecond)
+	}
+	return p
+}
+
+// handOver brings the results that have come in into the transaction.
+func (t *task) handOver(tx *stream.Tx) error {
+	results := t.results
+	t.results = nil
+	for _, f := range results {
+		if f.detached {
+			t.results = append(t.results, f)
+			continue
+		}
+		t.handed = append(t.handed, f)
+		if err := t.conclude(tx, f); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// conclude writes what an attempt changes: its row, the delivery's row, the schedule.
+func (t *task) conclude(tx *stream.Tx, f *flight) error {
+	var before *webhooksv1.WaitingState
+	if !f.fresh() {
+		var err error
+		if before, err = schedule.State(tx, f.id); err != nil {
+			return err
+		}
+		if before == nil || before.GetAttempts()+1 != f.number {
+			f.verdict = verdict{} // durable already: the transaction that seemed to abort did not
+			return nil
+		}
+	}
+	if err := t.emitAttempt(tx, f); err != nil {
+		return err
+	}
+	if f.verdict.status == statusWaiting {
+		return t.wait(tx, f, before)
+	}
+	t.stopWaiting(tx, f, before)
+	if err := t.emitDelivery(tx, f, f.number, f.result.Ended()); err != nil {
+		return err
+	}
+	if f.verdict.reason == reasonGone {
+		if err := t.emitDisable(tx, f); err != nil {
+			return err
+		}
+	}
+	if f.verdict.reason == reasonExhausted {
+		return t.emitExhausted(tx, f)
+	}
+	return nil
+}
+
+// wait puts a delivery whose attempt failed to the schedule.
+func (t *task) wait(tx *stream.Tx, f *flight, before *webhooksv1.WaitingState) error {
+	s := f.state(webhooksv1.WaitingReason_WAITING_REASON_BACKOFF, f.verdict.due)
+	s.Attempts, s.ScheduleStep, s.RowVersion = f.number, f.step+1, f.rowVersion+1
+	if err := t.emitDelivery(tx, f, f.number, time.Time{}); err != nil {
+		return err
+	}
+	if before == nil {
+		return t.beginWaiting(tx, f, s)
+	}
+	t.census.remove(f.id, before.GetReason())
+	t.census.add(f.id, s.GetReason())
+	f.due = f.verdict.due
+	return schedule.Put(tx, f.id, s, before)
+}
+
+// stopWaiting takes a delivery that ends off the input, or off the schedule.
+func (t *task) stopWaiting(tx *stream.Tx, f *flight, before *webhooksv1.WaitingState) {
+	if f.fresh() {
+		tx.Finish(f.pending, f.unit)
+		return
+	}
+	t.census.remove(f.id, before.GetReason())
+	schedule.Remove(tx, f.id, before)
+}
+
+// end lets a delivery die without another attempt.
+func (t *task) end(tx *stream.Tx, f *flight, reason string, now time.Time) error {
+	var before *webhooksv1.WaitingState
+	t.handed = append(t.handed, f)
+	f.verdict = verdict{status: statusDead, reason: reason}
+	if !f.fresh() {
+		var err error
+		if before, err = schedule.State(tx, f.id); err != nil {
+			return err
+		}
+		if before == nil {
+			f.verdict = verdict{}
+			return nil
+		}
+	}
+	t.stopWaiting(tx, f, before)
+	return t.emitDelivery(tx, f, f.number-1, now)
+}
+
+// report counts and logs what a durable transaction said of a delivery.
+func (t *task) report(f *flight) {
+	m := t.d.metrics
+	if f.landed && f.verdict.status != "" {
+		m.attempt(f)
+		if !f.result.Success() {
+			t.log.Debug("attempt failed", append(f.logged(), "attempt", f.number, "class", f.result.Class.String(),
+				"status", f.result.StatusCode, "error", f.result.Err)...)
+		}
+	}
+	switch f.verdict.status {
+	case statusDelivered:
+		m.delivered.Inc()
+	case statusDead:
+		m.dead.Inc()
+		t.log.Info("delivery died", append(f.logged(), "reason", f.verdict.reason, "class", f.result.Class.String())...)
+	}
+}
+
+// logged names the delivery in a log line.
+func (f *flight) logged() []any {
+	return []any{
+		slog.String("org", f.event.GetOrganizationId()), slog.String("endpoint", f.ep.id),
+		slog.String("event_id", f.event.GetId()), slog.String("delivery_id", f.id),
+	}
+}

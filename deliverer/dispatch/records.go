@@ -1,0 +1,203 @@
+package dispatch
+
+import (
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/betterdata/webhooks/internal/id"
+	"github.com/betterdata/webhooks/internal/stream"
+	"github.com/betterdata/webhooks/schemas"
+	webhooksv1 "github.com/betterdata/webhooks/schemas/webhooks/v1"
+)
+
+// Operational event types: never caused by each other (CONTRACT §4).
+const (
+	typeExhausted = "delivery.exhausted"
+	typeDisabled  = "endpoint.disabled"
+	// eventSource is ce_source of the events that the deliverer makes.
+	eventSource = "/deliverer"
+)
+
+// emit produces a protobuf record in the endpoint's partition.
+func (t *task) emit(tx *stream.Tx, topic string, f *flight, m proto.Message) error {
+	value, err := proto.Marshal(m)
+	if err != nil {
+		return fmt.Errorf("encode a record of %s for %s: %w", topic, f.id, err)
+	}
+	tx.Emit(topic, f.ep.id, &kgo.Record{Key: []byte(f.id), Value: value})
+	return nil
+}
+
+// emitAttempt writes the attempt's row. Its id is a function of delivery and number.
+func (t *task) emitAttempt(tx *stream.Tx, f *flight) error {
+	r := &f.result
+	row := &webhooksv1.AttemptRow{
+		AttemptId:         id.Derive(id.Attempt, f.id, fmt.Sprint(f.number)),
+		DeliveryId:        f.id,
+		EventId:           f.event.GetId(),
+		EndpointId:        f.ep.id,
+		OrganizationId:    f.event.GetOrganizationId(),
+		EventType:         f.event.GetType(),
+		Number:            f.number,
+		Trigger:           "schedule",
+		StartedUnixMs:     r.Started.UnixMilli(),
+		DurationMs:        ms(r.Duration),
+		QueueMs:           ms(r.Timings.Queue),
+		DnsMs:             ms(r.Timings.DNS),
+		ConnectMs:         ms(r.Timings.Connect),
+		TlsMs:             ms(r.Timings.TLS),
+		FirstByteMs:       ms(r.Timings.FirstByte),
+		BodyMs:            ms(r.Timings.Body),
+		Outcome:           outcomeName(r.Success()),
+		StatusCode:        uint32(r.StatusCode),
+		ErrorClass:        r.Class.String(),
+		ResponseExcerpt:   r.Excerpt,
+		ResponseBytes:     uint32(r.ResponseBytes),
+		RequestBytes:      uint32(r.RequestBytes),
+		NextAttemptUnixMs: unixMS(f.verdict.due),
+		DeliveryStatus:    f.verdict.status,
+		ReplayId:          f.replay,
+		MaybeRepeated:     f.maybe || r.Resent,
+		Worker:            t.d.cfg.Worker,
+	}
+	if f.replay != "" {
+		row.Trigger = "replay"
+	}
+	return t.emit(tx, schemas.Attempts, f, row)
+}
+
+// emitDelivery writes the delivery's next row, and its dead letter.
+func (t *task) emitDelivery(tx *stream.Tx, f *flight, attempts uint32, ended time.Time) error {
+	row := &webhooksv1.DeliveryRow{
+		DeliveryId:        f.id,
+		OrganizationId:    f.event.GetOrganizationId(),
+		EndpointId:        f.ep.id,
+		EventId:           f.event.GetId(),
+		EventType:         f.event.GetType(),
+		Status:            f.verdict.status,
+		Reason:            f.verdict.reason,
+		AcceptedUnixMs:    f.event.GetAcceptedUnixMs(),
+		NextAttemptUnixMs: unixMS(f.verdict.due),
+		EndedUnixMs:       unixMS(ended),
+		AttemptCount:      attempts,
+		ReplayId:          f.replay,
+		Version:           f.rowVersion + 1,
+		CreatedUnixMs:     f.created,
+	}
+	if f.verdict.status == statusDead {
+		dead := &webhooksv1.DeadDelivery{Delivery: row, ErrorClass: f.result.Class.String()}
+		if err := t.emit(tx, schemas.DeliveriesDead, f, dead); err != nil {
+			return err
+		}
+	}
+	return t.emit(tx, schemas.DeliveryRows, f, row)
+}
+
+// emitDisable asks the organization's owner to disable an endpoint that said it is gone, naming the version judged.
+func (t *task) emitDisable(tx *stream.Tx, f *flight) error {
+	org := f.event.GetOrganizationId()
+	command := &webhooksv1.Command{
+		Id:             id.Derive(id.Command, "disable", f.id, fmt.Sprint(f.number)),
+		OrganizationId: org,
+		IssuedUnixMs:   tx.Now().UnixMilli(),
+		Action: &webhooksv1.Command_DisableEndpoint{DisableEndpoint: &webhooksv1.DisableEndpoint{
+			EndpointId: f.ep.id, JudgedVersion: f.version, Reason: reasonGone,
+		}},
+	}
+	value, err := proto.Marshal(command)
+	if err != nil {
+		return fmt.Errorf("encode command to disable endpoint %s: %w", f.ep.id, err)
+	}
+	now := formatTime(tx.Now())
+	tx.Emit(schemas.Inbound, org, &kgo.Record{Key: []byte(org), Value: value, Headers: headers(
+		schemas.HeaderSpecVersion, schemas.SpecVersion,
+		schemas.HeaderID, command.GetId(),
+		schemas.HeaderSource, schemas.SourceManagement,
+		schemas.HeaderType, schemas.TypeCommand,
+		schemas.HeaderTime, now,
+		schemas.HeaderOrganization, org,
+		schemas.HeaderAcceptedAt, now,
+		schemas.HeaderContentType, schemas.ContentTypeProtobuf,
+	)})
+	return nil
+}
+
+// exhausted is the data of delivery.exhausted (CONTRACT §4).
+type exhausted struct {
+	DeliveryID   string `json:"deliveryId"`
+	EndpointID   string `json:"endpointId"`
+	EventID      string `json:"eventId"`
+	EventType    string `json:"eventType"`
+	AttemptCount uint32 `json:"attemptCount"`
+	ErrorClass   string `json:"errorClass"`
+}
+
+// emitExhausted tells the organization's other endpoints of a delivery whose last attempt failed. It carries no version
+// of the endpoint set: it is not made where that is known.
+func (t *task) emitExhausted(tx *stream.Tx, f *flight) error {
+	if kind := f.event.GetType(); kind == typeExhausted || kind == typeDisabled {
+		return nil
+	}
+	data, err := json.Marshal(exhausted{
+		DeliveryID: f.id, EndpointID: f.ep.id, EventID: f.event.GetId(), EventType: f.event.GetType(),
+		AttemptCount: f.number, ErrorClass: f.result.Class.String(),
+	})
+	if err != nil {
+		return fmt.Errorf("encode %s of %s: %w", typeExhausted, f.id, err)
+	}
+	org := f.event.GetOrganizationId()
+	now := formatTime(tx.Now())
+	tx.Emit(schemas.Events, org, &kgo.Record{Key: []byte(org), Value: data, Headers: headers(
+		schemas.HeaderSpecVersion, schemas.SpecVersion,
+		schemas.HeaderID, id.Derive(id.Event, typeExhausted, org, f.id),
+		schemas.HeaderSource, eventSource,
+		schemas.HeaderType, typeExhausted,
+		schemas.HeaderTime, now,
+		schemas.HeaderSubject, f.id,
+		schemas.HeaderOrganization, org,
+		schemas.HeaderAcceptedAt, now,
+		schemas.HeaderCausationID, f.event.GetId(),
+		schemas.HeaderContentType, schemas.ContentTypeJSON,
+	)})
+	return nil
+}
+
+// emitUnreadable keeps a record that is no Deliveries, as it came, among the dead letters.
+func (t *task) emitUnreadable(tx *stream.Tx, in *kgo.Record, why error) {
+	t.log.Error("record cannot be read, kept as dead letter", "topic", in.Topic, "offset", in.Offset, "error", why)
+	key := fmt.Sprintf("unreadable/%d/%d", in.Partition, in.Offset)
+	tx.Emit(schemas.DeliveriesDead, key, &kgo.Record{
+		Key: []byte(key), Value: in.Value, Headers: headers("error", "unreadable"),
+	})
+}
+
+// headers makes record headers of names and values in turn.
+func headers(pairs ...string) []kgo.RecordHeader {
+	out := make([]kgo.RecordHeader, 0, len(pairs)/2)
+	for i := 0; i+1 < len(pairs); i += 2 {
+		out = append(out, kgo.RecordHeader{Key: pairs[i], Value: []byte(pairs[i+1])})
+	}
+	return out
+}
+
+func outcomeName(success bool) string {
+	if success {
+		return "success"
+	}
+	return "failure"
+}
+
+func formatTime(t time.Time) string { return t.UTC().Format("2006-01-02T15:04:05.000Z") }
+
+func ms(d time.Duration) uint32 { return uint32(max(0, d.Milliseconds())) }
+
+func unixMS(t time.Time) int64 {
+	if t.IsZero() {
+		return 0
+	}
+	return t.UnixMilli()
+}

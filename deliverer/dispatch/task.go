@@ -1,0 +1,269 @@
+package dispatch
+
+import (
+	"container/heap"
+	"context"
+	"log/slog"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/betterdata/webhooks/deliverer/schedule"
+	"github.com/betterdata/webhooks/internal/stream"
+	webhooksv1 "github.com/betterdata/webhooks/schemas/webhooks/v1"
+)
+
+// task is the logic of one partition. Its fields belong to the runtime's goroutine, but for those under mu.
+type task struct {
+	d    *Dispatcher
+	part *stream.Partition
+	log  *slog.Logger
+
+	endpoints map[string]*endpoint
+	agenda    agenda
+	// flights is what is in hand, by delivery.
+	flights map[string]*flight
+	// fresh counts those of them that hold their record on the input.
+	fresh int
+	// detached counts those whose record was in an aborted transaction and has not been given again.
+	detached int
+	// held are records whose endpoints the copy has not seen yet.
+	held []*heldRecord
+	// results are attempts that have ended and are not durable yet.
+	results []*flight
+	// found tells that the endpoints with waiting deliveries are known.
+	found  bool
+	swept  time.Time
+	census census
+
+	// Of the open transaction, which seq numbers, to be settled.
+	seq    uint64
+	now    time.Time
+	taken  []*flight // fresh ones in hand since it began
+	marked []*flight // pulled, to be sent once it is durable that they may have been
+	handed []*flight // ended or put to the schedule by it
+
+	draining atomic.Bool
+	// breakers and oldest (due, Unix ms) are for the metrics.
+	breakers, oldest atomic.Int64
+
+	mu      sync.Mutex
+	landed  []*flight
+	changed []string
+	flying  int
+	quiet   chan struct{}
+}
+
+func newTask(d *Dispatcher, p *stream.Partition) *task {
+	return &task{
+		d: d, part: p, log: d.deps.Log.With("partition", p.ID()),
+		endpoints: map[string]*endpoint{}, flights: map[string]*flight{},
+	}
+}
+
+// Process takes the deliveries of one event.
+func (t *task) Process(tx *stream.Tx, in *kgo.Record) error {
+	deliveries := new(webhooksv1.Deliveries)
+	if err := proto.Unmarshal(in.Value, deliveries); err != nil {
+		t.emitUnreadable(tx, in, err)
+		return nil
+	}
+	t.dropOrphans(in.Offset)
+	if len(deliveries.GetTargets()) == 0 {
+		return nil
+	}
+	if deliveries.CreatedUnixMs == 0 {
+		deliveries.CreatedUnixMs = in.Timestamp.UnixMilli()
+	}
+	t.now = tx.Now()
+	r := &heldRecord{
+		deliveries: deliveries,
+		pending:    tx.Track(len(deliveries.GetTargets())),
+		offset:     in.Offset,
+		seq:        t.seq,
+	}
+	known, err := t.known(r)
+	switch {
+	case err != nil:
+		return err
+	case !known || t.draining.Load():
+		t.held = append(t.held, r)
+		t.part.WakeAt(t.now.Add(heldPoll))
+		return nil
+	}
+	return t.admit(tx, r, t.now)
+}
+
+// Advance brings in what has happened.
+func (t *task) Advance(tx *stream.Tx, now time.Time) error {
+	t.now = now
+	if !t.found {
+		if err := t.findWaiting(tx, now); err != nil {
+			return err
+		}
+	}
+	t.takeChanges(now)
+	t.land(now)
+	if err := t.handOver(tx); err != nil {
+		return err
+	}
+	if t.draining.Load() {
+		return t.putBack(tx)
+	}
+	if err := t.admitHeld(tx, now); err != nil {
+		return err
+	}
+	if err := t.visitDue(tx, now); err != nil {
+		return err
+	}
+	if now.Sub(t.swept) >= sweepEvery {
+		t.swept = now
+		t.forgetIdle(now)
+		t.observe()
+	}
+	more, err := t.census.step(tx)
+	if more {
+		t.part.Wake()
+	}
+	return err
+}
+
+// sweepEvery is how often all endpoints in memory are walked over: for the metrics, and for those that can go.
+const sweepEvery = 2 * time.Second
+
+// visitsPerAdvance bounds the endpoints looked at in one call, so that thousands that become due together are spread
+// over transactions.
+const visitsPerAdvance = 500
+
+// visitDue looks after the endpoints whose time has come.
+func (t *task) visitDue(tx *stream.Tx, now time.Time) error {
+	for range visitsPerAdvance {
+		if len(t.agenda) == 0 || t.agenda[0].wake.After(now) {
+			break
+		}
+		e := heap.Pop(&t.agenda).(*endpoint)
+		if err := t.visit(tx, e, now); err != nil {
+			return err
+		}
+	}
+	if len(t.agenda) > 0 {
+		t.part.WakeAt(t.agenda[0].wake)
+	}
+	return nil
+}
+
+func (t *task) endpointChanged(endpoint string) {
+	t.mu.Lock()
+	t.changed = append(t.changed, endpoint)
+	t.mu.Unlock()
+	t.part.Wake()
+}
+
+// takeChanges has the endpoints that changed looked at.
+func (t *task) takeChanges(now time.Time) {
+	t.mu.Lock()
+	changed := t.changed
+	t.changed = nil
+	t.mu.Unlock()
+	for _, id := range changed {
+		if e := t.endpoints[id]; e != nil {
+			t.touch(e, now)
+		}
+	}
+}
+
+// Settled ends the transaction for what is in memory.
+func (t *task) Settled(committed bool) {
+	if committed {
+		t.committed(t.now)
+	} else {
+		t.aborted()
+	}
+	t.census.settle(committed)
+	t.seq++
+	clear(t.taken)
+	clear(t.marked)
+	clear(t.handed)
+	t.taken, t.marked, t.handed = t.taken[:0], t.marked[:0], t.handed[:0]
+	if len(t.agenda) > 0 {
+		t.part.WakeAt(t.agenda[0].wake)
+	}
+}
+
+func (t *task) committed(now time.Time) {
+	for _, f := range t.handed {
+		t.report(f)
+		t.release(f)
+		t.touch(f.ep, now)
+		if !f.due.IsZero() {
+			t.waits(f.ep, f.due, now)
+		}
+	}
+	for _, f := range t.marked {
+		f.ready = now
+		f.ep.marking--
+		f.ep.queue = append(f.ep.queue, f)
+		t.touch(f.ep, now)
+	}
+}
+
+// aborted takes back what the transaction did. What is in hand goes on; what waits is found again from the store.
+// Records that came in with it are given again; those from before are not, and go back to where they were.
+func (t *task) aborted() {
+	for _, f := range t.marked {
+		f.ep.marking--
+		t.release(f)
+	}
+	for _, f := range t.handed {
+		switch {
+		case t.flights[f.id] != f:
+			t.release(f)
+		case f.landed:
+			t.results = append(t.results, f)
+		default:
+			f.due = time.Time{}
+			f.ep.queue = append(f.ep.queue, f)
+		}
+	}
+	for _, f := range t.taken {
+		if f.seq == t.seq {
+			f.detached = true
+			t.detached++
+		}
+	}
+	t.held = slices.DeleteFunc(t.held, func(r *heldRecord) bool { return r.seq == t.seq })
+	for _, e := range t.endpoints {
+		e.head = time.Time{}
+	}
+	t.found = false
+	t.part.Wake()
+}
+
+// Full reports that records must wait: the pool has none free, or the copy of endpoints is behind.
+func (t *task) Full() bool {
+	return len(t.held) > maxHeld || t.d.pool.full(t)
+}
+
+// maxHeld bounds the records that wait for the copy of endpoints.
+const maxHeld = 1000
+
+// Drain lets what runs end. What has not begun is left to the next owner.
+func (t *task) Drain(ctx context.Context) {
+	t.draining.Store(true)
+	t.await(ctx)
+}
+
+// Close gives the partition up. Attempts that still run end by themselves and are forgotten: the next owner sends their
+// numbers again, and says so.
+func (t *task) Close() {
+	t.draining.Store(true)
+	t.d.forget(t)
+	t.d.pool.forget(t)
+}
+
+var _ stream.Task = (*task)(nil)
+var _ schedule.Tx = (*stream.Tx)(nil)

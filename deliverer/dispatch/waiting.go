@@ -1,0 +1,305 @@
+package dispatch
+
+import (
+	"time"
+
+	"github.com/betterdata/webhooks/deliverer/schedule"
+	"github.com/betterdata/webhooks/internal/stream"
+	webhooksv1 "github.com/betterdata/webhooks/schemas/webhooks/v1"
+)
+
+// findWaiting learns for which endpoints something waits, and from when.
+func (t *task) findWaiting(tx *stream.Tx, now time.Time) error {
+	t.found = true
+	return schedule.Heads(tx, func(id string, due time.Time) {
+		t.waits(t.endpoint(id, "", now), due, now)
+	})
+}
+
+// visit looks after one endpoint: lets out what may go, and pulls what is due.
+func (t *task) visit(tx *stream.Tx, e *endpoint, now time.Time) error {
+	if e.org == "" {
+		if err := t.findOrg(tx, e); err != nil || e.org == "" {
+			return err
+		}
+	}
+	if err := t.refresh(e); err != nil {
+		return err
+	}
+	m := e.mode()
+	if m != sending {
+		return t.visitClosed(tx, e, m, now)
+	}
+	if err := t.serve(tx, e, now); err != nil {
+		return err
+	}
+	if !e.overdue(now) {
+		if !e.head.IsZero() {
+			t.touch(e, e.head)
+		}
+		return nil
+	}
+	want := e.control.Want(now) - e.control.Running() - len(e.queue) - e.marking
+	if want > 0 {
+		if err := t.pull(tx, e, want, now, t.mark); err != nil {
+			return err
+		}
+		return t.serve(tx, e, now)
+	}
+	if next := e.control.NextTry(now); !next.IsZero() {
+		t.touch(e, next)
+	}
+	return nil
+}
+
+// forever is after every due time.
+var forever = time.UnixMilli(1 << 52)
+
+// findOrg learns whose endpoint it is from what waits for it. An endpoint for which only out-of-date entries were left
+// has nothing to do.
+func (t *task) findOrg(tx *stream.Tx, e *endpoint) error {
+	due, err := t.scan(tx, e, 1, forever)
+	if err != nil || len(due) == 0 {
+		return err
+	}
+	e.org = due[0].state.GetOrganizationId()
+	e.head = due[0].Due
+	return nil
+}
+
+// endsPerVisit bounds how many deliveries of a closed endpoint end in one transaction.
+const endsPerVisit = 100
+
+// visitClosed turns away what is in the queue of an endpoint that takes nothing. What waits for one that is gone ends
+// when it is due; what waits for one that is paused is left alone.
+func (t *task) visitClosed(tx *stream.Tx, e *endpoint, m mode, now time.Time) error {
+	queue := e.queue
+	e.queue = nil
+	for _, f := range queue {
+		if f.detached {
+			e.queue = append(e.queue, f)
+			continue
+		}
+		if err := t.turnAway(tx, f, m, now); err != nil {
+			return err
+		}
+	}
+	if m == paused || e.head.IsZero() {
+		return nil
+	}
+	if e.overdue(now) {
+		reason := reasonDisabled
+		if m == deleted {
+			reason = reasonDeleted
+		}
+		err := t.pull(tx, e, endsPerVisit, now, func(tx *stream.Tx, f *flight, _ *webhooksv1.WaitingState) error {
+			return t.end(tx, f, reason, now)
+		})
+		if err != nil || e.head.IsZero() {
+			return err
+		}
+	}
+	t.touch(e, later(e.head, now.Add(time.Millisecond)))
+	return nil
+}
+
+func later(a, b time.Time) time.Time {
+	if b.After(a) {
+		return b
+	}
+	return a
+}
+
+// dueEntry is an entry of the schedule that holds.
+type dueEntry struct {
+	schedule.Entry
+	state *webhooksv1.WaitingState
+}
+
+// staleBound is how many out-of-date entries are passed over in one look.
+const staleBound = 1000
+
+// scan finds up to limit deliveries that wait for the endpoint and are not in hand, due until then, the oldest first. It
+// drops entries that are out of date, and leaves in e.head when there is more to find.
+func (t *task) scan(tx *stream.Tx, e *endpoint, limit int, until time.Time) ([]dueEntry, error) {
+	var found []dueEntry
+	var stale []schedule.Entry
+	var failed error
+	e.head = time.Time{}
+	err := schedule.Scan(tx, e.id, func(entry schedule.Entry) bool {
+		if t.flights[entry.Delivery] != nil {
+			return true
+		}
+		if len(found) == limit || entry.Due.After(until) || len(stale) == staleBound {
+			e.head = entry.Due
+			return false
+		}
+		state, err := schedule.State(tx, entry.Delivery)
+		switch {
+		case err != nil:
+			failed = err
+			return false
+		case entry.Current(state):
+			found = append(found, dueEntry{entry, state})
+		default:
+			stale = append(stale, entry)
+		}
+		return true
+	})
+	for _, entry := range stale {
+		entry.Drop(tx)
+	}
+	if err == nil {
+		err = failed
+	}
+	return found, err
+}
+
+// pull takes up to limit due deliveries of the endpoint into hand, and then does with each what then says.
+func (t *task) pull(tx *stream.Tx, e *endpoint, limit int, now time.Time,
+	then func(*stream.Tx, *flight, *webhooksv1.WaitingState) error,
+) error {
+	due, err := t.scan(tx, e, limit, now)
+	if err != nil {
+		return err
+	}
+	for _, entry := range due {
+		f, err := t.recall(tx, e, entry)
+		if err != nil {
+			return err
+		}
+		if err := then(tx, f, entry.state); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// recall makes a flight of a waiting delivery.
+func (t *task) recall(tx *stream.Tx, e *endpoint, entry dueEntry) (*flight, error) {
+	payload, err := schedule.Payload(tx, entry.Delivery)
+	if err != nil {
+		return nil, err
+	}
+	s := entry.state
+	f := &flight{
+		id: entry.Delivery, ep: e,
+		event:      payload.GetEvent(),
+		replay:     payload.GetReplayId(),
+		number:     s.GetAttempts() + 1,
+		maybe:      s.GetStarted(),
+		step:       s.GetScheduleStep(),
+		rowVersion: s.GetRowVersion(),
+		created:    s.GetCreatedUnixMs(),
+		order:      s.GetOrder(),
+	}
+	if f.event == nil {
+		// Cannot be: both records are put together. What is known of the event ends the delivery with its row.
+		t.log.Error("waiting delivery has no payload", "org", s.GetOrganizationId(), "endpoint", e.id, "delivery_id", f.id)
+		f.event = &webhooksv1.OutboundEvent{
+			Id: s.GetEventId(), OrganizationId: s.GetOrganizationId(), Type: s.GetEventType(),
+		}
+	}
+	t.flights[f.id] = f
+	e.pulled++
+	return f, nil
+}
+
+// mark writes that a pulled delivery may be under way. It is sent once that is durable: a new owner will know.
+func (t *task) mark(tx *stream.Tx, f *flight, s *webhooksv1.WaitingState) error {
+	if len(f.event.GetBody()) == 0 {
+		return t.end(tx, f, reasonExhausted, tx.Now())
+	}
+	f.ready = tx.Now()
+	if s.GetStarted() {
+		f.ep.queue = append(f.ep.queue, f)
+		return nil
+	}
+	s.Started = true
+	if err := schedule.Put(tx, f.id, s, nil); err != nil {
+		return err
+	}
+	f.ep.marking++
+	t.marked = append(t.marked, f)
+	return nil
+}
+
+// unmark puts a pulled delivery that was not sent back to the schedule.
+func (t *task) unmark(tx *stream.Tx, f *flight, reason webhooksv1.WaitingReason) error {
+	s, err := schedule.State(tx, f.id)
+	if err != nil {
+		return err
+	}
+	if s == nil {
+		t.handed = append(t.handed, f)
+		return nil
+	}
+	t.census.remove(f.id, s.GetReason())
+	if reason != webhooksv1.WaitingReason_WAITING_REASON_UNSPECIFIED {
+		s.Reason = reason
+	}
+	t.census.add(f.id, s.GetReason())
+	s.Started = f.maybe
+	f.due = time.UnixMilli(s.GetDueUnixMs())
+	t.handed = append(t.handed, f)
+	return schedule.Put(tx, f.id, s, nil)
+}
+
+// putBack returns to the schedule what was pulled and will not be sent by this owner any more. What is fresh is left on
+// the input.
+func (t *task) putBack(tx *stream.Tx) error {
+	for _, e := range t.endpoints {
+		queue := e.queue
+		e.queue = nil
+		for _, f := range queue {
+			if f.fresh() {
+				e.queue = append(e.queue, f)
+				continue
+			}
+			if err := t.unmark(tx, f, webhooksv1.WaitingReason_WAITING_REASON_UNSPECIFIED); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// spill writes a fresh delivery to the schedule, due at once: it is no attempt.
+func (t *task) spill(tx *stream.Tx, f *flight, reason webhooksv1.WaitingReason, now time.Time) error {
+	s := f.state(reason, now)
+	s.Started = f.maybe
+	t.handed = append(t.handed, f)
+	return t.beginWaiting(tx, f, s)
+}
+
+// beginWaiting writes payload and state of a delivery that was on the input until now. Its record there is done.
+func (t *task) beginWaiting(tx *stream.Tx, f *flight, s *webhooksv1.WaitingState) error {
+	payload := &webhooksv1.WaitingPayload{Event: f.event, ReplayId: f.replay}
+	if err := schedule.PutPayload(tx, f.id, payload); err != nil {
+		return err
+	}
+	if err := schedule.Put(tx, f.id, s, nil); err != nil {
+		return err
+	}
+	t.census.add(f.id, s.GetReason())
+	tx.Finish(f.pending, f.unit)
+	f.due = time.UnixMilli(s.GetDueUnixMs())
+	return nil
+}
+
+// state is where the delivery stands before its next attempt.
+func (f *flight) state(reason webhooksv1.WaitingReason, due time.Time) *webhooksv1.WaitingState {
+	return &webhooksv1.WaitingState{
+		EndpointId:     f.ep.id,
+		Attempts:       f.number - 1,
+		ScheduleStep:   f.step,
+		DueUnixMs:      due.UnixMilli(),
+		Reason:         reason,
+		Order:          f.order,
+		RowVersion:     f.rowVersion,
+		CreatedUnixMs:  f.created,
+		OrganizationId: f.event.GetOrganizationId(),
+		EventId:        f.event.GetId(),
+		EventType:      f.event.GetType(),
+	}
+}

@@ -1,0 +1,326 @@
+package dispatch_test
+
+import (
+	"fmt"
+	"io"
+	"log/slog"
+	"net/netip"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/stretchr/testify/require"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/betterdata/webhooks/deliverer/dispatch"
+	"github.com/betterdata/webhooks/deliverer/schedule"
+	"github.com/betterdata/webhooks/deliverer/sender"
+	"github.com/betterdata/webhooks/internal/id"
+	"github.com/betterdata/webhooks/internal/kafka"
+	"github.com/betterdata/webhooks/internal/netguard"
+	"github.com/betterdata/webhooks/internal/seal"
+	"github.com/betterdata/webhooks/internal/stream/streamtest"
+	"github.com/betterdata/webhooks/schemas"
+	webhooksv1 "github.com/betterdata/webhooks/schemas/webhooks/v1"
+)
+
+const org = "org_1"
+
+// world is one partition's task with a merchant side that tests command.
+type world struct {
+	*streamtest.Harness
+	t         *testing.T
+	d         *dispatch.Dispatcher
+	ring      *seal.Keyring
+	endpoints *table
+	receiver  *receiver
+	registry  *prometheus.Registry
+}
+
+func newWorld(t *testing.T, change func(*dispatch.Config)) *world {
+	t.Helper()
+	ring, err := seal.NewKeyring(seal.NewKey())
+	require.NoError(t, err)
+	w := &world{t: t, ring: ring, endpoints: &table{rows: map[string][]byte{}}, registry: prometheus.NewRegistry()}
+	cfg := dispatch.Config{Retries: schedule.Policy{Delays: []time.Duration{5 * time.Second, time.Minute}}}
+	if change != nil {
+		change(&cfg)
+	}
+	w.receiver = newReceiver(func() time.Time { return w.Now })
+	w.d, err = dispatch.New(cfg, dispatch.Deps{
+		Sender:    w.receiver,
+		Guard:     netguard.New(netguard.Policy{AllowCIDRs: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}}),
+		Secrets:   ring,
+		Endpoints: w.endpoints,
+		Log:       slog.New(slog.NewTextHandler(io.Discard, nil)),
+		Registry:  w.registry,
+	})
+	require.NoError(t, err)
+	w.Harness = streamtest.New(t, w.d.Spec())
+	t.Cleanup(w.d.Close)
+	t.Cleanup(w.receiver.releaseAll)
+	return w
+}
+
+// table stands in for the copy of `endpoints`.
+type table struct {
+	mu   sync.Mutex
+	rows map[string][]byte
+}
+
+func (c *table) Get(key []byte) ([]byte, bool, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	v, ok := c.rows[string(key)]
+	return v, ok, nil
+}
+
+func (c *table) put(key string, m proto.Message) {
+	value, err := proto.Marshal(m)
+	if err != nil {
+		panic(err)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.rows[key] = value
+}
+
+// endpointID is an endpoint's in the partition under test.
+func endpointID(name string) string {
+	for i := 0; ; i++ {
+		key := id.Derive(id.Endpoint, name, fmt.Sprint(i))
+		if kafka.PartitionOf(key, streamtest.Partitions) == 0 {
+			return key
+		}
+	}
+}
+
+// endpoint writes an endpoint, a version newer than before, and returns its id.
+func (w *world) endpoint(name string, change func(*webhooksv1.Endpoint)) string {
+	w.t.Helper()
+	key := endpointID(name)
+	sealed, err := w.ring.Seal([]byte("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSwAAAAAAAA"), seal.EndpointSecret(key))
+	require.NoError(w.t, err)
+	ep := &webhooksv1.Endpoint{
+		Id: key, OrganizationId: org, Url: "http://127.0.0.1:9/" + name, Enabled: true, Concurrency: 16, TimeoutMs: 1000,
+		Secrets: []*webhooksv1.SigningSecret{{SealedSecret: sealed}}, Version: 1,
+	}
+	if old, ok, _ := w.endpoints.Get([]byte(org + "/" + key)); ok {
+		var before webhooksv1.Endpoint
+		require.NoError(w.t, proto.Unmarshal(old, &before))
+		ep.Version = before.Version + 1
+	}
+	if change != nil {
+		change(ep)
+	}
+	w.endpoints.put(org+"/"+key, ep)
+	w.d.EndpointChanged([]byte(org+"/"+key), nil)
+	return key
+}
+
+func (w *world) removeEndpoint(key string) {
+	w.endpoints.mu.Lock()
+	delete(w.endpoints.rows, org+"/"+key)
+	w.endpoints.mu.Unlock()
+	w.d.EndpointChanged([]byte(org+"/"+key), nil)
+}
+
+func dlv(event, endpoint string) string { return id.Derive(id.Delivery, event, endpoint, "") }
+
+// event is a record of `deliveries`: one event for endpoints.
+func (w *world) event(name string, endpoints ...string) *kgo.Record {
+	return w.eventOf("order.created", name, endpoints...)
+}
+
+func (w *world) eventOf(kind, name string, endpoints ...string) *kgo.Record {
+	w.t.Helper()
+	d := &webhooksv1.Deliveries{
+		Event: &webhooksv1.OutboundEvent{
+			Id: id.Derive(id.Event, name), OrganizationId: org, Type: kind,
+			AcceptedUnixMs: w.Now.UnixMilli(), Body: []byte(`{"id":"` + name + `"}`),
+		},
+		CreatedUnixMs: w.Now.UnixMilli() + 1,
+	}
+	for _, ep := range endpoints {
+		d.Targets = append(d.Targets, &webhooksv1.Target{DeliveryId: dlv(name, ep), EndpointId: ep, EndpointVersion: 1})
+	}
+	value, err := proto.Marshal(d)
+	require.NoError(w.t, err)
+	return &kgo.Record{Value: value}
+}
+
+// settle runs transactions at the present time until the task asks for no more and nothing is under way, and returns
+// all that they produced.
+func (w *world) settle(out streamtest.Outputs) streamtest.Outputs {
+	w.t.Helper()
+	for range 1000 {
+		w.quiet()
+		if !w.Woken() {
+			return out
+		}
+		out = append(out, w.Commit()...)
+	}
+	require.FailNow(w.t, "the task does not come to rest")
+	return nil
+}
+
+// quiet returns when every attempt that was begun has ended, but for those that a test holds.
+func (w *world) quiet() {
+	w.t.Helper()
+	require.Eventually(w.t, func() bool { return w.d.Flying() == w.receiver.holding() }, 10*time.Second, time.Millisecond)
+}
+
+// pass moves the clock to a time and comes to rest there.
+func (w *world) pass(d time.Duration) streamtest.Outputs {
+	w.t.Helper()
+	return w.settle(w.Advance(w.Now.Add(d)))
+}
+
+// receiver answers attempts as tests say.
+type receiver struct {
+	now func() time.Time
+
+	mu      sync.Mutex
+	answers map[string]func(m *sender.Message) sender.Result // by body
+	all     func(m *sender.Message) sender.Result
+	held    map[string]chan struct{} // by body: not answered before it is closed
+	waiters map[string]int           // by body: attempts that are held
+	seen    []sent
+}
+
+type sent struct {
+	delivery string
+	number   uint32
+	body     string
+}
+
+func newReceiver(now func() time.Time) *receiver {
+	r := &receiver{now: now, answers: map[string]func(*sender.Message) sender.Result{}, held: map[string]chan struct{}{}, waiters: map[string]int{}}
+	r.all = func(*sender.Message) sender.Result { return sender.Result{StatusCode: 200} }
+	return r
+}
+
+func (r *receiver) Send(_ *sender.Destination, m *sender.Message) sender.Result {
+	r.mu.Lock()
+	r.seen = append(r.seen, sent{m.DeliveryID, m.Number, string(m.Body)})
+	hold, answer := r.held[string(m.Body)], r.all
+	if special := r.answers[string(m.Body)]; special != nil {
+		answer = special
+	}
+	if hold != nil {
+		r.waiters[string(m.Body)]++
+		r.mu.Unlock()
+		<-hold
+		r.mu.Lock()
+	}
+	r.mu.Unlock()
+	res := answer(m)
+	if res.Started.IsZero() {
+		res.Started = r.now()
+	}
+	return res
+}
+
+// holding is how many attempts are kept from ending.
+func (r *receiver) holding() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	n := 0
+	for _, waiters := range r.waiters {
+		n += waiters
+	}
+	return n
+}
+
+// holdBack keeps the answers to an event until release.
+func (r *receiver) holdBack(name string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.held[`{"id":"`+name+`"}`] = make(chan struct{})
+}
+
+func (r *receiver) release(name string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.letGo(`{"id":"` + name + `"}`)
+}
+
+func (r *receiver) releaseAll() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for key := range r.held {
+		r.letGo(key)
+	}
+}
+
+func (r *receiver) letGo(key string) {
+	close(r.held[key])
+	delete(r.held, key)
+	delete(r.waiters, key)
+}
+
+// answer has every attempt answered by a status.
+func (r *receiver) answer(status int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	class := map[int]sender.Class{200: sender.None, 410: sender.HTTP410, 429: sender.HTTP429, 500: sender.HTTP5xx, 503: sender.HTTP5xx}
+	r.all = func(*sender.Message) sender.Result { return sender.Result{StatusCode: status, Class: class[status]} }
+}
+
+func (r *receiver) sent() []sent {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return append([]sent(nil), r.seen...)
+}
+
+// attempts decodes the rows of attempts among outputs.
+func attempts(t *testing.T, out streamtest.Outputs) []*webhooksv1.AttemptRow {
+	return rows(t, out, schemas.Attempts, func() *webhooksv1.AttemptRow { return new(webhooksv1.AttemptRow) })
+}
+
+func deliveries(t *testing.T, out streamtest.Outputs) []*webhooksv1.DeliveryRow {
+	return rows(t, out, schemas.DeliveryRows, func() *webhooksv1.DeliveryRow { return new(webhooksv1.DeliveryRow) })
+}
+
+func dead(t *testing.T, out streamtest.Outputs) []*webhooksv1.DeadDelivery {
+	return rows(t, out, schemas.DeliveriesDead, func() *webhooksv1.DeadDelivery { return new(webhooksv1.DeadDelivery) })
+}
+
+func rows[M proto.Message](t *testing.T, out streamtest.Outputs, topic string, make func() M) []M {
+	t.Helper()
+	var all []M
+	for _, r := range out.Topic(topic) {
+		m := make()
+		require.NoError(t, proto.Unmarshal(r.Value, m))
+		all = append(all, m)
+	}
+	return all
+}
+
+// waiting lists the states in the schedule.
+func (w *world) waiting() map[string]*webhooksv1.WaitingState {
+	w.t.Helper()
+	states := map[string]*webhooksv1.WaitingState{}
+	payloads := 0
+	for _, key := range w.Keys(schemas.Retries) {
+		if key[:2] != "s/" {
+			payloads++
+			continue
+		}
+		s := new(webhooksv1.WaitingState)
+		require.NoError(w.t, proto.Unmarshal(w.Get(schemas.Retries, []byte(key)), s))
+		states[key[2:]] = s
+	}
+	require.Equal(w.t, len(states), payloads, "each waiting delivery has a payload")
+	return states
+}
+
+func names(prefix string, n int) []string {
+	out := make([]string, n)
+	for i := range out {
+		out[i] = fmt.Sprintf("%s%03d", prefix, i)
+	}
+	return out
+}
