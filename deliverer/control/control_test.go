@@ -1,0 +1,177 @@
+package control_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"pgregory.net/rapid"
+
+	"github.com/betterdata/webhooks/deliverer/control"
+)
+
+var start = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+
+func admitted(e *control.Endpoint, now time.Time, tries int) int {
+	n := 0
+	for range tries {
+		if e.Admit(now) == control.Go {
+			n++
+		}
+	}
+	return n
+}
+
+func TestConcurrency(t *testing.T) {
+	e := control.New(control.Limits{Concurrency: 3})
+	require.Equal(t, 3, admitted(e, start, 10))
+	require.Equal(t, control.Full, e.Admit(start))
+	require.True(t, e.NextTry(start).IsZero(), "only an end makes room")
+	e.Done(start, control.Success)
+	require.Equal(t, control.Go, e.Admit(start))
+}
+
+func TestLimitsChange(t *testing.T) {
+	e := control.New(control.Limits{Concurrency: 2})
+	require.Equal(t, 2, admitted(e, start, 10))
+	e.SetLimits(control.Limits{Concurrency: 5})
+	require.Equal(t, 3, admitted(e, start, 10))
+	e.SetLimits(control.Limits{Concurrency: 1})
+	require.Equal(t, control.Full, e.Admit(start))
+	for range 5 {
+		e.Done(start, control.Success)
+	}
+	require.Equal(t, 1, admitted(e, start, 10))
+}
+
+func TestThrottledHalvesAndSuccessGivesBack(t *testing.T) {
+	e := control.New(control.Limits{Concurrency: 16})
+	require.Equal(t, 16, admitted(e, start, 20))
+	for range 16 {
+		e.Done(start, control.Throttled)
+	}
+	require.Equal(t, 8, e.Allowed(), "once a second")
+	e = control.New(control.Limits{Concurrency: 16})
+	for i := range 5 {
+		require.Equal(t, control.Go, e.Admit(start))
+		e.Done(start.Add(time.Duration(i)*time.Second), control.Throttled)
+	}
+	require.Equal(t, 1, e.Allowed(), "never below one")
+	for range 200 {
+		require.Equal(t, control.Go, e.Admit(start))
+		e.Done(start, control.Success)
+	}
+	require.Equal(t, 16, e.Allowed())
+}
+
+func TestBreaker(t *testing.T) {
+	e := control.New(control.Limits{Concurrency: 1})
+	now := start
+	for range 9 {
+		require.Equal(t, control.Go, e.Admit(now))
+		e.Done(now, control.Failure)
+	}
+	require.False(t, e.Broken())
+	require.Equal(t, control.Go, e.Admit(now))
+	e.Done(now, control.Failure)
+	require.True(t, e.Broken())
+	for _, wait := range []time.Duration{1, 2, 4, 8, 16, 32, 60, 60} {
+		wait *= time.Second
+		require.Equal(t, control.Open, e.Admit(now))
+		require.Equal(t, now.Add(wait), e.NextTry(now))
+		require.Equal(t, control.Open, e.Admit(now.Add(wait-1)))
+		now = now.Add(wait)
+		require.Equal(t, control.Go, e.Admit(now))
+		require.Equal(t, control.Open, e.Admit(now), "one probe at a time")
+		require.True(t, e.NextTry(now).IsZero())
+		e.Done(now, control.Failure)
+	}
+	now = now.Add(time.Minute)
+	require.Equal(t, control.Go, e.Admit(now))
+	e.Done(now, control.Success)
+	require.False(t, e.Broken())
+	require.Equal(t, control.Go, e.Admit(now))
+}
+
+func TestSuccessesBetweenKeepItClosed(t *testing.T) {
+	e := control.New(control.Limits{Concurrency: 1})
+	for i := range 100 {
+		require.Equal(t, control.Go, e.Admit(start))
+		outcome := control.Failure
+		if i%10 == 9 {
+			outcome = control.Success
+		}
+		e.Done(start, outcome)
+	}
+	require.False(t, e.Broken())
+}
+
+func TestStragglersDoNotMoveAnOpenBreaker(t *testing.T) {
+	e := control.New(control.Limits{Concurrency: 20})
+	require.Equal(t, 20, admitted(e, start, 20))
+	for range 20 {
+		e.Done(start, control.Failure)
+	}
+	require.Equal(t, start.Add(time.Second), e.NextTry(start))
+}
+
+func TestRate(t *testing.T) {
+	e := control.New(control.Limits{Concurrency: 1000, Rate: 50})
+	sent := 0
+	for ms := range 2000 {
+		now := start.Add(time.Duration(ms) * time.Millisecond)
+		switch e.Admit(now) {
+		case control.Go:
+			sent++
+		case control.Limited:
+			require.WithinRange(t, e.NextTry(now), now, now.Add(20*time.Millisecond))
+		}
+	}
+	require.InDelta(t, 100, sent, 6)
+	require.LessOrEqual(t, e.Want(start)-e.Running(), 12)
+}
+
+// Whatever happens, no more run than are allowed, and an endpoint that answers well again gets all of its slots back.
+func TestControlHoldsItsLimits(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		limit := rapid.IntRange(1, 8).Draw(t, "concurrency")
+		e := control.New(control.Limits{Concurrency: limit})
+		now, running := start, 0
+		t.Repeat(map[string]func(*rapid.T){
+			"admit": func(t *rapid.T) {
+				if e.Admit(now) == control.Go {
+					running++
+				} else if next := e.NextTry(now); next.IsZero() && running == 0 {
+					t.Fatal("refused, and nothing would ever change that")
+				}
+			},
+			"end": func(t *rapid.T) {
+				if running > 0 {
+					running--
+					e.Done(now, rapid.SampledFrom([]control.Outcome{control.Success, control.Failure, control.Throttled}).Draw(t, "outcome"))
+				}
+			},
+			"time": func(t *rapid.T) {
+				now = now.Add(time.Duration(rapid.IntRange(0, 90_000).Draw(t, "ms")) * time.Millisecond)
+			},
+			"": func(t *rapid.T) {
+				if running != e.Running() || running > limit || e.Allowed() < 1 || e.Allowed() > limit {
+					t.Fatalf("%d run of %d, control says %d of %d", running, limit, e.Running(), e.Allowed())
+				}
+			},
+		})
+		for ; running > 0; running-- {
+			e.Done(now, control.Success)
+		}
+		now = now.Add(time.Minute)
+		for range 200 {
+			if e.Admit(now) != control.Go {
+				t.Fatal("an idle endpoint is refused a minute later")
+			}
+			e.Done(now, control.Success)
+		}
+		if !e.Idle() {
+			t.Fatal("not back to normal")
+		}
+	})
+}
