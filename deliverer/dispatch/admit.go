@@ -1,7 +1,6 @@
 package dispatch
 
 import (
-	"slices"
 	"time"
 
 	"github.com/betterdata/webhooks/deliverer/control"
@@ -94,32 +93,9 @@ func (t *task) meetAgain(tx *stream.Tx, f *flight, r *heldRecord, unit int, now 
 		return
 	}
 	f.pending, f.unit, f.seq = r.pending, unit, r.seq
-	t.reattach(f)
+	f.detached = false
 	t.taken = append(t.taken, f)
 	t.touch(f.ep, now)
-}
-
-func (t *task) reattach(f *flight) {
-	if f.detached {
-		f.detached = false
-		t.detached--
-	}
-}
-
-// dropOrphans forgets what was in hand for records before offset that were not given again after an abort: the
-// transaction that ended them was durable after all.
-func (t *task) dropOrphans(offset int64) {
-	if t.detached == 0 {
-		return
-	}
-	for _, f := range t.flights {
-		if f.detached && f.order < offset {
-			t.reattach(f)
-			t.release(f)
-			f.ep.queue = slices.DeleteFunc(f.ep.queue, func(have *flight) bool { return have == f })
-			t.results = slices.DeleteFunc(t.results, func(have *flight) bool { return have == f })
-		}
-	}
 }
 
 // place finds a delivery that has just come its way: out, into the queue, or to the schedule.

@@ -86,7 +86,7 @@ func (t *task) conclude(tx *stream.Tx, f *flight) error {
 			return err
 		}
 		if before == nil || before.GetAttempts()+1 != f.number {
-			f.verdict = verdict{} // durable already: the transaction that seemed to abort did not
+			f.verdict = verdict{} // it ended or moved on by another way: this attempt is none of it
 			return nil
 		}
 	}

@@ -29,8 +29,6 @@ type task struct {
 	flights map[string]*flight
 	// fresh counts those of them that hold their record on the input.
 	fresh int
-	// detached counts those whose record was in an aborted transaction and has not been given again.
-	detached int
 	// held are records whose endpoints the copy has not seen yet.
 	held []*heldRecord
 	// results are attempts that have ended and are not durable yet.
@@ -72,7 +70,6 @@ func (t *task) Process(tx *stream.Tx, in *kgo.Record) error {
 		t.emitUnreadable(tx, in, err)
 		return nil
 	}
-	t.dropOrphans(in.Offset)
 	if len(deliveries.GetTargets()) == 0 {
 		return nil
 	}
@@ -232,7 +229,6 @@ func (t *task) aborted() {
 	for _, f := range t.taken {
 		if f.seq == t.seq {
 			f.detached = true
-			t.detached++
 		}
 	}
 	t.held = slices.DeleteFunc(t.held, func(r *heldRecord) bool { return r.seq == t.seq })
