@@ -129,6 +129,7 @@ func newGroups(fanning context.Context, cfg Config, deps Deps) (groups []part, e
 		if err != nil {
 			return nil, err
 		}
+		registerLag(deps.Registerer, spec.Group, group)
 		groups = append(groups, part{"group " + spec.Group, group})
 	}
 	return groups, nil

@@ -7,26 +7,23 @@ import (
 	webhooksv1 "github.com/betterdata/webhooks/schemas/webhooks/v1"
 )
 
-// Where the fields are. The constants are the paths' places in what the scanners give.
+// Where the fields are. The constants are the paths' places in what the scanners give; each body is scanned once.
 const (
 	eventCreated = iota
 	eventLivemode
 	eventObject
-	envelopePaths
+	objectName
+	objectID
+	objectCustomer
+	objectCustomerID
+	commonPaths
 )
 
-var envelope = jsonscan.Compile("/created", "/livemode", "/data/object")
-
 const (
-	subObject = iota
-	subID
-	subCustomer
-	subCustomerID
-	subStatus
+	subStatus = commonPaths + iota
 	subItems
 	subPrice
 	subPlan
-	subQuantity
 	subPeriodStart
 	subPeriodEnd
 	subCancelAt
@@ -37,40 +34,8 @@ const (
 	subscriptionPaths
 )
 
-var subscription = jsonscan.Compile(
-	"/object", "/id", "/customer", "/customer/id", "/status", "/items/data", "/price", "/plan", "/quantity",
-	"/current_period_start", "/current_period_end", "/cancel_at", "/cancel_at_period_end", "/canceled_at",
-	"/ended_at", "/trial_end",
-)
-
 const (
-	itemID = iota
-	itemPrice
-	itemPlan
-	itemQuantity
-	itemPeriodStart
-	itemPeriodEnd
-	itemPaths
-)
-
-var item = jsonscan.Compile("/id", "/price", "/plan", "/quantity", "/current_period_start", "/current_period_end")
-
-const (
-	priceID = iota
-	priceLookupKey
-	priceProduct
-	priceProductID
-	pricePaths
-)
-
-var price = jsonscan.Compile("/id", "/lookup_key", "/product", "/product/id")
-
-const (
-	invObject = iota
-	invID
-	invCustomer
-	invCustomerID
-	invSubscription
+	invSubscription = commonPaths + iota
 	invSubscriptionID
 	invParentSubscription
 	invParentSubscriptionID
@@ -82,10 +47,51 @@ const (
 	invoicePaths
 )
 
-var invoice = jsonscan.Compile(
-	"/object", "/id", "/customer", "/customer/id", "/subscription", "/subscription/id",
-	"/parent/subscription_details/subscription", "/parent/subscription_details/subscription/id",
-	"/amount_paid", "/amount_due", "/currency", "/attempt_count", "/next_payment_attempt",
+// compile makes a scanner of the common paths and those given, below data.object.
+func compile(paths ...string) *jsonscan.Scanner {
+	all := []string{
+		"/created", "/livemode", "/data/object",
+		"/data/object/object", "/data/object/id", "/data/object/customer", "/data/object/customer/id",
+	}
+	for _, path := range paths {
+		all = append(all, "/data/object/"+path)
+	}
+	return jsonscan.Compile(all...)
+}
+
+var subscription = compile(
+	"status", "items/data", "price", "plan", "current_period_start", "current_period_end",
+	"cancel_at", "cancel_at_period_end", "canceled_at", "ended_at", "trial_end",
+)
+
+var invoice = compile(
+	"subscription", "subscription/id",
+	"parent/subscription_details/subscription", "parent/subscription_details/subscription/id",
+	"amount_paid", "amount_due", "currency", "attempt_count", "next_payment_attempt",
+)
+
+// An item names what is bought by a price, or by the plan that came before prices.
+const (
+	itemPrice = iota
+	itemPriceID
+	itemPriceLookupKey
+	itemPriceProduct
+	itemPriceProductID
+	itemPlan
+	itemPlanID
+	itemPlanProduct
+	itemPlanProductID
+	itemID
+	itemQuantity
+	itemPeriodStart
+	itemPeriodEnd
+	itemPaths
+)
+
+var item = jsonscan.Compile(
+	"/price", "/price/id", "/price/lookup_key", "/price/product", "/price/product/id",
+	"/plan", "/plan/id", "/plan/product", "/plan/product/id",
+	"/id", "/quantity", "/current_period_start", "/current_period_end",
 )
 
 const (
@@ -157,48 +163,37 @@ func (r *reader) items(s *webhooksv1.Subscription, v []jsonscan.Value) {
 			r.bad = true
 			return
 		}
-		r.item(s, element)
+		r.item(s, element.Raw)
 	}
 	if s.CurrentPeriodStartUnixMs == 0 && s.CurrentPeriodEndUnixMs == 0 {
 		s.CurrentPeriodStartUnixMs = r.time(v[subPeriodStart])
 		s.CurrentPeriodEndUnixMs = r.time(v[subPeriodEnd])
 	}
-	if own := r.price(v[subPrice], v[subPlan]); len(s.Items) == 0 && own.PriceId != "" {
-		own.Quantity = r.amount(v[subQuantity])
-		s.Items = append(s.Items, own)
+	if len(s.Items) == 0 && (v[subPrice].Exists() || v[subPlan].Exists()) {
+		// The members that matter have the names they have in an item, all but the id.
+		r.item(s, v[eventObject].Raw)
+		for _, own := range s.Items {
+			own.Id = ""
+		}
 	}
 }
 
-func (r *reader) item(s *webhooksv1.Subscription, element jsonscan.Value) {
+func (r *reader) item(s *webhooksv1.Subscription, object []byte) {
 	var v [itemPaths]jsonscan.Value
-	if item.Scan(element.Raw, v[:]) != nil {
+	if item.Scan(object, v[:]) != nil {
 		r.bad = true
 		return
 	}
-	i := r.price(v[itemPrice], v[itemPlan])
-	i.Id = r.text(v[itemID])
-	i.Quantity = r.amount(v[itemQuantity])
+	i := &webhooksv1.SubscriptionItem{Id: r.text(v[itemID]), Quantity: r.amount(v[itemQuantity])}
+	if v[itemPrice].Exists() {
+		i.PriceId = r.reference(v[itemPrice], v[itemPriceID])
+		i.LookupKey = r.text(v[itemPriceLookupKey])
+		i.ProductId = r.reference(v[itemPriceProduct], v[itemPriceProductID])
+	} else {
+		i.PriceId = r.reference(v[itemPlan], v[itemPlanID])
+		i.ProductId = r.reference(v[itemPlanProduct], v[itemPlanProductID])
+	}
 	s.Items = append(s.Items, i)
 	s.CurrentPeriodStartUnixMs = max(s.CurrentPeriodStartUnixMs, r.time(v[itemPeriodStart]))
 	s.CurrentPeriodEndUnixMs = max(s.CurrentPeriodEndUnixMs, r.time(v[itemPeriodEnd]))
-}
-
-// price reads what is bought: a price, or where there is none the plan that came before prices. Each may be an id or an
-// object.
-func (r *reader) price(newer, legacy jsonscan.Value) *webhooksv1.SubscriptionItem {
-	if !newer.Exists() {
-		newer = legacy
-	}
-	if newer.Kind != jsonscan.Object {
-		return &webhooksv1.SubscriptionItem{PriceId: r.text(newer)}
-	}
-	var v [pricePaths]jsonscan.Value
-	if price.Scan(newer.Raw, v[:]) != nil {
-		r.bad = true
-	}
-	return &webhooksv1.SubscriptionItem{
-		PriceId:   r.text(v[priceID]),
-		LookupKey: r.text(v[priceLookupKey]),
-		ProductId: r.reference(v[priceProduct], v[priceProductID]),
-	}
 }

@@ -71,37 +71,53 @@ var ranks = map[string]uint32{SubscriptionCreated: 1, SubscriptionUpdated: 2, Su
 // of the subscription, `parent.subscription_details.subscription` or `subscription`; ids or expanded objects; prices or
 // legacy plans. Any bytes may be given.
 func Decode(body []byte, e *Event) Reason {
-	var v [envelopePaths]jsonscan.Value
-	if err := envelope.Scan(body, v[:]); err != nil {
-		return Malformed
+	if rank := ranks[e.Type]; rank != 0 {
+		return e.decodeSubscription(body, rank)
 	}
+	return e.decodeInvoice(body)
+}
+
+// decodeCommon reads what all events have.
+func (e *Event) decodeCommon(r *reader, v []jsonscan.Value, name string) Reason {
 	if v[eventObject].Kind != jsonscan.Object {
 		return NoObject
 	}
-	r := reader{}
-	e.CreatedUnixMS = r.time(v[eventCreated])
-	if e.CreatedUnixMS == 0 {
+	if e.CreatedUnixMS = r.time(v[eventCreated]); e.CreatedUnixMS == 0 {
 		return NoTime
 	}
 	e.Livemode = r.bool(v[eventLivemode])
-	if r.bad {
-		return BadField
+	if object := v[objectName]; object.Exists() && object.String() != name {
+		return WrongObject
 	}
-	if rank := ranks[e.Type]; rank != 0 {
-		return e.decodeSubscription(v[eventObject].Raw, rank)
-	}
-	return e.decodeInvoice(v[eventObject].Raw)
+	e.CustomerID = r.reference(v[objectCustomer], v[objectCustomerID])
+	return Usable
 }
 
-func (e *Event) decodeSubscription(object []byte, rank uint32) Reason {
+// judge says whether the object can be used, once all of it was read.
+func (e *Event) judge(r *reader, id string) Reason {
+	switch {
+	case r.bad:
+		return BadField
+	case id == "":
+		return NoID
+	case e.CustomerID == "":
+		return NoCustomer
+	}
+	return Usable
+}
+
+func (e *Event) decodeSubscription(body []byte, rank uint32) Reason {
 	var v [subscriptionPaths]jsonscan.Value
-	if err := subscription.Scan(object, v[:]); err != nil {
+	if subscription.Scan(body, v[:]) != nil {
 		return Malformed
 	}
-	r := reader{}
+	var r reader
+	if reason := e.decodeCommon(&r, v[:], "subscription"); reason != Usable {
+		return reason
+	}
 	s := &webhooksv1.Subscription{
-		Id:             r.text(v[subID]),
-		CustomerId:     r.reference(v[subCustomer], v[subCustomerID]),
+		Id:             r.text(v[objectID]),
+		CustomerId:     e.CustomerID,
 		Status:         r.text(v[subStatus]),
 		CanceledUnixMs: r.time(v[subCanceledAt]),
 		EndedUnixMs:    r.time(v[subEndedAt]),
@@ -123,34 +139,31 @@ func (e *Event) decodeSubscription(object []byte, rank uint32) Reason {
 		PeriodStartUnixMs: s.CurrentPeriodStartUnixMs,
 		EventId:           e.ID,
 	}
-	e.Subscription, e.CustomerID = s, s.CustomerId
-	switch {
-	case !isObject(v[subObject], "subscription"):
-		return WrongObject
-	case r.bad:
-		return BadField
-	case s.Id == "":
-		return NoID
-	case s.CustomerId == "":
-		return NoCustomer
-	case !slices.Contains(statuses, s.Status):
+	e.Subscription = s
+	if reason := e.judge(&r, s.Id); reason != Usable {
+		return reason
+	}
+	if !slices.Contains(statuses, s.Status) {
 		return UnknownStatus
 	}
 	return Usable
 }
 
-func (e *Event) decodeInvoice(object []byte) Reason {
+func (e *Event) decodeInvoice(body []byte) Reason {
 	var v [invoicePaths]jsonscan.Value
-	if err := invoice.Scan(object, v[:]); err != nil {
+	if invoice.Scan(body, v[:]) != nil {
 		return Malformed
 	}
-	r := reader{}
+	var r reader
+	if reason := e.decodeCommon(&r, v[:], "invoice"); reason != Usable {
+		return reason
+	}
 	amount := v[invAmountPaid]
 	if e.Type == PaymentFailed {
 		amount = v[invAmountDue]
 	}
 	e.Invoice = &Invoice{
-		ID:                r.text(v[invID]),
+		ID:                r.text(v[objectID]),
 		SubscriptionID:    r.reference(v[invParentSubscription], v[invParentSubscriptionID]),
 		Amount:            r.amount(amount),
 		Currency:          strings.ToLower(r.text(v[invCurrency])),
@@ -160,19 +173,5 @@ func (e *Event) decodeInvoice(object []byte) Reason {
 	if old := r.reference(v[invSubscription], v[invSubscriptionID]); e.Invoice.SubscriptionID == "" {
 		e.Invoice.SubscriptionID = old
 	}
-	e.CustomerID = r.reference(v[invCustomer], v[invCustomerID])
-	switch {
-	case !isObject(v[invObject], "invoice"):
-		return WrongObject
-	case r.bad:
-		return BadField
-	case e.Invoice.ID == "":
-		return NoID
-	case e.CustomerID == "":
-		return NoCustomer
-	}
-	return Usable
+	return e.judge(&r, e.Invoice.ID)
 }
-
-// isObject checks the object's own name for what it is, where it has one.
-func isObject(v jsonscan.Value, want string) bool { return !v.Exists() || v.String() == want }

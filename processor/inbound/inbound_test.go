@@ -37,7 +37,7 @@ type rig struct {
 	reg *prometheus.Registry
 }
 
-func newInbound(t *testing.T, reg *prometheus.Registry, change ...func(*Config)) *Inbound {
+func newInbound(t testing.TB, reg *prometheus.Registry, change ...func(*Config)) *Inbound {
 	keys, err := seal.NewKeyring(base64.StdEncoding.EncodeToString(make([]byte, 32)))
 	require.NoError(t, err)
 	applier, err := commands.New(commands.Config{EndpointsPerOrg: 10}, keys)
