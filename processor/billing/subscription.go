@@ -39,55 +39,60 @@ func order(b bool) int {
 	return 0
 }
 
-// mergeSubscription brings the state that an event carries into the record. newest: it is the subscription's state now.
-// touched: it is not, but something that is kept besides the newest state changed.
+// mergeSubscription brings what is known of a subscription, by an event or by another organization that held it, into
+// the record. newest: in is its state now. touched: it is not, but something that is kept besides the newest state
+// changed. Order does not matter: every part is a maximum or a set of minima.
 func mergeSubscription(record *webhooksv1.BillingRecord, in *webhooksv1.Subscription, p *plans.Plans) (newest, touched bool) {
+	if in.Status == pastDue {
+		notePastDue(in, in.CurrentPeriodStartUnixMs, in.Position.EventUnixMs)
+	}
 	at, found := slices.BinarySearchFunc(record.Subscriptions, in.Id,
 		func(s *webhooksv1.Subscription, id string) int { return cmp.Compare(s.Id, id) })
 	if !found {
-		notePastDue(in, in)
 		record.Subscriptions = slices.Insert(record.Subscriptions, at, in)
 		return true, false
 	}
-	have := record.Subscriptions[at]
+	have, other := record.Subscriptions[at], in
 	if newest = compare(in.Position, have.Position) > 0; newest {
-		in.PastDue = have.PastDue
-		in.Mapped = newerMapped(have.Mapped, have, p)
+		have, other = in, have
 		record.Subscriptions[at] = in
-	} else if !isMapped(have.Items, p) {
-		mapped := newerMapped(have.Mapped, in, p)
-		touched = mapped != have.Mapped
-		have.Mapped = mapped
 	}
-	have = record.Subscriptions[at]
-	if isMapped(have.Items, p) {
-		have.Mapped = nil
+	for _, d := range other.PastDue {
+		touched = notePastDue(have, d.PeriodStartUnixMs, d.SinceUnixMs) || touched
 	}
-	return newest, notePastDue(have, in) || touched
+	before := have.Mapped
+	have.Mapped = nil
+	if !isMapped(have.Items, p) {
+		have.Mapped = newerMapped(newerMapped(before, other.Mapped), mappedOf(other, p))
+	}
+	return newest, touched || have.Mapped != before
 }
 
-// newerMapped is the newer of what was kept and the items of s, if these have a price in a plan.
-func newerMapped(kept *webhooksv1.MappedItems, s *webhooksv1.Subscription, p *plans.Plans) *webhooksv1.MappedItems {
-	if !isMapped(s.Items, p) || kept != nil && compare(s.Position, kept.Position) <= 0 {
-		return kept
+// mappedOf is nil when no item of s has a price in a plan.
+func mappedOf(s *webhooksv1.Subscription, p *plans.Plans) *webhooksv1.MappedItems {
+	if !isMapped(s.Items, p) {
+		return nil
 	}
 	return &webhooksv1.MappedItems{Position: s.Position, Items: s.Items}
 }
 
-// notePastDue keeps the smallest `created` of the past_due events of a period and reports whether anything changed.
-func notePastDue(s, in *webhooksv1.Subscription) bool {
-	if in.Status != pastDue {
-		return false
+func newerMapped(a, b *webhooksv1.MappedItems) *webhooksv1.MappedItems {
+	if a == nil || b != nil && compare(b.Position, a.Position) > 0 {
+		return b
 	}
-	start, since := in.CurrentPeriodStartUnixMs, in.Position.EventUnixMs
-	at, found := slices.BinarySearchFunc(s.PastDue, start,
+	return a
+}
+
+// notePastDue keeps the smallest `created` of the past_due events of a period and reports whether anything changed.
+func notePastDue(s *webhooksv1.Subscription, periodStart, since int64) bool {
+	at, found := slices.BinarySearchFunc(s.PastDue, periodStart,
 		func(d *webhooksv1.PastDue, start int64) int { return cmp.Compare(d.PeriodStartUnixMs, start) })
 	if found {
 		earlier := since < s.PastDue[at].SinceUnixMs
 		s.PastDue[at].SinceUnixMs = min(since, s.PastDue[at].SinceUnixMs)
 		return earlier
 	}
-	s.PastDue = slices.Insert(s.PastDue, at, &webhooksv1.PastDue{PeriodStartUnixMs: start, SinceUnixMs: since})
+	s.PastDue = slices.Insert(s.PastDue, at, &webhooksv1.PastDue{PeriodStartUnixMs: periodStart, SinceUnixMs: since})
 	if len(s.PastDue) > maxPastDue {
 		s.PastDue = slices.Delete(s.PastDue, 0, len(s.PastDue)-maxPastDue)
 		return at > 0
