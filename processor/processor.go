@@ -26,6 +26,7 @@ import (
 	"github.com/betterdata/webhooks/internal/table"
 	"github.com/betterdata/webhooks/processor/billing"
 	"github.com/betterdata/webhooks/processor/commands"
+	"github.com/betterdata/webhooks/processor/eventcatalogue"
 	"github.com/betterdata/webhooks/processor/fanout"
 	"github.com/betterdata/webhooks/processor/inbound"
 	"github.com/betterdata/webhooks/processor/plans"
@@ -33,6 +34,7 @@ import (
 	"github.com/betterdata/webhooks/processor/record"
 	"github.com/betterdata/webhooks/processor/routing"
 	"github.com/betterdata/webhooks/schemas"
+	"github.com/betterdata/webhooks/schemas/eventtypes"
 )
 
 // Config is what the operator decides.
@@ -115,6 +117,11 @@ func New(cfg Config, deps Deps) (p *Processor, err error) {
 		Endpoints: deps.Tables.Endpoints, Connections: deps.Tables.Connections,
 	}
 	reads.New(cfg.Plans, tables, deps.ClickHouse, deps.Log).Routes(router)
+	types, err := eventtypes.Load()
+	if err != nil {
+		return nil, err
+	}
+	eventcatalogue.Routes(router, types)
 	p.handler = router.Handler()
 	return p, nil
 }

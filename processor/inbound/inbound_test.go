@@ -243,12 +243,14 @@ func TestWhatCannotBeUsedIsADeadLetter(t *testing.T) {
 		change func(*kgo.Record)
 		reason string
 	}{
-		"no object":         {func(r *kgo.Record) { r.Value = []byte(`{"created":1,"data":null}`) }, string(billing.NoObject)},
-		"no JSON":           {func(r *kgo.Record) { r.Value = []byte(`nonsense`) }, string(billing.Malformed)},
-		"no headers":        {func(r *kgo.Record) { r.Headers = nil }, reasonNoOrganization},
-		"a bad org":         {func(r *kgo.Record) { r.Headers = headers(schemas.HeaderOrganization, "../x\xff") }, reasonNoOrganization},
-		"no event id":       {func(r *kgo.Record) { r.Headers = headers(schemas.HeaderOrganization, org) }, reasonNoID},
-		"a command of none": {func(r *kgo.Record) { r.Headers = headers(schemas.HeaderType, schemas.TypeCommand) }, reasonCommand},
+		"no object":   {func(r *kgo.Record) { r.Value = []byte(`{"created":1,"data":null}`) }, string(billing.NoObject)},
+		"no JSON":     {func(r *kgo.Record) { r.Value = []byte(`nonsense`) }, string(billing.Malformed)},
+		"no headers":  {func(r *kgo.Record) { r.Headers = nil }, reasonNoOrganization},
+		"a bad org":   {func(r *kgo.Record) { r.Headers = headers(schemas.HeaderOrganization, "../x\xff") }, reasonNoOrganization},
+		"no event id": {func(r *kgo.Record) { r.Headers = headers(schemas.HeaderOrganization, org) }, reasonNoID},
+		"a command of none": {func(r *kgo.Record) {
+			r.Headers = headers(schemas.HeaderType, schemas.TypeCommand, schemas.HeaderSource, schemas.SourceManagement)
+		}, reasonCommand},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := newRig(t)

@@ -55,7 +55,8 @@ func (t *task) Process(tx *stream.Tx, in *kgo.Record) error {
 		what result
 		err  error
 	)
-	if e.eventType == schemas.TypeCommand {
+	// The type alone would let a source's event pass for a command.
+	if e.eventType == schemas.TypeCommand && e.source == schemas.SourceManagement {
 		what, err = t.command(tx, &e)
 	} else {
 		what, err = t.event(tx, &e)
