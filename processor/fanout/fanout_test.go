@@ -307,6 +307,22 @@ func TestFanOutWaitsForTheEndpointsTheEventKnew(t *testing.T) {
 	require.Len(t, <-done, 2)
 }
 
+// TestNoEventMissesAnEndpointOfItsVersion lets the copy change while events are fanned out: version n of the set has n
+// endpoints.
+func TestNoEventMissesAnEndpointOfItsVersion(t *testing.T) {
+	const versions = 200
+	w := newWorld(t)
+	go func() {
+		for v := range uint64(versions) {
+			w.table.put("org_1", v+1, endpoint(fmt.Sprint(v), nil))
+		}
+	}()
+	for v := 1; v <= versions; v += 7 {
+		out := w.Process(event("org_1", "loop.started", `{}`, header(schemas.HeaderEndpointSet, fmt.Sprint(v))))
+		require.GreaterOrEqual(t, len(w.delivered(out)), v)
+	}
+}
+
 func TestWaitingEndsWithTheProcess(t *testing.T) {
 	table := newTable()
 	f, err := fanout.New(table, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
@@ -340,7 +356,7 @@ func TestChangesOfEndpointsTakeEffect(t *testing.T) {
 }
 
 func TestThousandsOfEndpoints(t *testing.T) {
-	const count = 5000 * streamtest.Partitions
+	const count = 2200 * streamtest.Partitions
 	w := newWorld(t)
 	var all []*webhooksv1.Endpoint
 	for i := range count {
@@ -364,7 +380,7 @@ func TestThousandsOfEndpoints(t *testing.T) {
 		}
 	}
 	for partition, records := range perPartition {
-		require.LessOrEqual(t, records, 3, "partition %d", partition)
+		require.LessOrEqual(t, records, 2, "partition %d", partition)
 	}
 }
 
