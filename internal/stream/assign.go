@@ -192,12 +192,6 @@ func (s *session) forgiveRevoked() error {
 	if _, err := s.gts.End(s.hard, kgo.TryAbort); err != nil {
 		return err
 	}
-	at := map[int32]kgo.EpochOffset{}
-	for _, o := range s.owned {
-		if o.fetched.offset >= 0 {
-			at[o.id] = kgo.EpochOffset{Epoch: o.fetched.epoch, Offset: o.fetched.offset}
-		}
-	}
-	s.client.SetOffsets(map[string]map[int32]kgo.EpochOffset{s.input: at})
+	s.keepPositions()
 	return nil
 }

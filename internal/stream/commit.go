@@ -42,14 +42,36 @@ func (s *session) commit() error {
 }
 
 // transact produces, commits and settles. An error is fatal to the session.
+//
+// A transaction that aborts is tried again as it is, a few times: what it holds was computed from committed state and
+// nothing of it has left, so only the cluster's reason can have changed. The usual one is CONCURRENT_TRANSACTIONS: the
+// markers of the transaction before are still being written. Then the work is taken back and done again.
 func (s *session) transact(parts []*owned) (result string, err error) {
+	for try := 0; ; try++ {
+		committed, err := s.attempt(parts, try)
+		if err != nil {
+			return resultFailed, err
+		}
+		if committed {
+			return resultCommitted, nil
+		}
+		s.g.metrics.transactions[resultAborted].Inc()
+		if try == s.g.retries || s.hard.Err() != nil {
+			return resultTakenBack, s.takeBack(parts)
+		}
+		time.Sleep(5 * time.Millisecond << try)
+	}
+}
+
+// attempt runs one transaction. It reports that it committed, and has settled then, or that it did not.
+func (s *session) attempt(parts []*owned, try int) (committed bool, err error) {
 	id := rand.Uint64() | 1 // never 0, which stands for none
 	offsets, err := commitOffsets(parts, id)
 	if err != nil {
-		return resultFailed, err
+		return false, err
 	}
 	if err := s.gts.Begin(); err != nil {
-		return resultFailed, fmt.Errorf("begin transaction: %w", err)
+		return false, fmt.Errorf("begin transaction: %w", err)
 	}
 	last, n, produceErr := s.produce(parts)
 	ctx := kgo.PreTxnCommitFnContext(s.hard, func(req *kmsg.TxnOffsetCommitRequest) error {
@@ -66,14 +88,20 @@ func (s *session) transact(parts []*owned) (result string, err error) {
 	committed = committed && !s.g.faults.forget()
 	switch {
 	case endErr != nil:
-		return resultUnknown, fmt.Errorf("end transaction: %w", errors.Join(endErr, produceErr))
-	case committed:
-		return resultCommitted, s.committed(parts, last, id, n)
+		return false, fmt.Errorf("end transaction: %w", errors.Join(endErr, produceErr))
 	case errors.Is(produceErr, kerr.MessageTooLarge), errors.Is(produceErr, kerr.RecordListTooLarge):
-		return resultFailed, &taskError{fmt.Errorf("%w: %w", errTooLarge, produceErr)}
+		return false, &taskError{fmt.Errorf("%w: %w", errTooLarge, produceErr)}
+	case committed:
+		if err := s.committed(parts, last, id, n); err != nil {
+			return false, err
+		}
+		if try > 0 {
+			s.keepPositions() // the aborts before had moved them back
+		}
+		return true, nil
 	}
-	s.log.Info("transaction aborted; its work is done again", "error", produceErr)
-	return s.recover(parts, id)
+	s.log.Debug("transaction not confirmed", "try", try, "error", produceErr)
+	return s.lookBack(parts, id)
 }
 
 // commitOffsets is what the transaction commits: for every partition it writes state for, moved or not.

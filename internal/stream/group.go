@@ -78,6 +78,7 @@ type Group struct {
 	log      *slog.Logger
 	metrics  *metrics
 	sessions []*session
+	retries  int // of a transaction that aborts
 	faults   faults
 
 	// Set by Run, before the sessions start.
@@ -95,7 +96,7 @@ func New(spec Spec, cfg Config, log *slog.Logger, reg prometheus.Registerer) (*G
 		return nil, fmt.Errorf("group %s: StateDir is required", spec.Group)
 	}
 	cfg.setDefaults()
-	g := &Group{spec: spec, cfg: cfg, log: log.With("group", spec.Group), faults: noFaults}
+	g := &Group{spec: spec, cfg: cfg, log: log.With("group", spec.Group), retries: 4, faults: noFaults}
 	g.metrics = newMetrics(reg, spec.Group, g.Lag)
 	for n := range cfg.Sessions {
 		g.sessions = append(g.sessions, newSession(g, n))

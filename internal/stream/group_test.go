@@ -35,6 +35,7 @@ func TestCountsOnceWhateverTransactionsDo(t *testing.T) {
 		conf := config(cfg, t.TempDir())
 		conf.BatchRecords = 100
 		g := begin(t, counterSpec(), conf, func(g *Group) {
+			g.retries = rand.IntN(2)
 			g.faults.abort = func() bool { return rand.IntN(4) == 0 && aborted.Add(1) > 0 }
 			g.faults.forget = func() bool { return rand.IntN(4) == 0 && forgotten.Add(1) > 0 }
 		})

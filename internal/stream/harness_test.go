@@ -82,7 +82,7 @@ type running struct {
 func testLog(t *testing.T) *slog.Logger {
 	level := slog.LevelWarn
 	if os.Getenv("STREAM_TEST_LOG") != "" {
-		level = slog.LevelInfo
+		level = slog.LevelDebug
 	}
 	return slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: level})).With("t", t.Name())
 }

@@ -9,8 +9,11 @@ import (
 // results of a transaction: the values of the label result.
 const (
 	resultCommitted = "committed"
-	resultAborted   = "aborted"
-	// resultUnknown: the answer was lost; what happened was read back.
+	// resultAborted counts each abort; most are tried again as they are and then committed.
+	resultAborted = "aborted"
+	// resultTakenBack: aborted for good, its records are processed again.
+	resultTakenBack = "taken_back"
+	// resultUnknown: the answer was lost, and reading back showed a commit, which is counted too.
 	resultUnknown = "unknown"
 	resultFailed  = "failed"
 )
@@ -54,7 +57,7 @@ func newMetrics(reg prometheus.Registerer, group string, lag func() int64) *metr
 	tx := prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "webhooks_stream_transactions_total", Help: "Transactions by how they ended.",
 	}, []string{"result"})
-	for _, r := range []string{resultCommitted, resultAborted, resultUnknown, resultFailed} {
+	for _, r := range []string{resultCommitted, resultAborted, resultTakenBack, resultUnknown, resultFailed} {
 		m.transactions[r] = tx.WithLabelValues(r)
 	}
 	seconds := prometheus.NewHistogram(prometheus.HistogramOpts{

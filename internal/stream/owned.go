@@ -150,6 +150,9 @@ func (o *owned) settle(committed bool) {
 	o.track.settle(committed, o.tx.finished)
 	o.tx.reset()
 	o.task.Settled(committed)
+	if !committed {
+		o.part.Wake() // what Advance handed over is to be handed over again
+	}
 }
 
 // close ends the task. State and offsets are not touched.

@@ -6,49 +6,63 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
-// recover finds out how a transaction ended that did not end with a plain yes, makes state, positions and tasks
-// follow, and lets the loop go on. An error is fatal to the session: the next client begins from what Kafka has.
-func (s *session) recover(parts []*owned, id uint64) (result string, err error) {
+// lookBack finds out whether a transaction committed that did not end with a plain yes. If it did, state, positions
+// and tasks follow. An error is fatal to the session: the next client begins from what Kafka has.
+func (s *session) lookBack(parts []*owned, id uint64) (committed bool, err error) {
 	ctx, cancel := context.WithTimeout(s.hard, 6*s.g.cfg.TransactionTimeout)
 	defer cancel()
-	committed, err := s.outcome(ctx, parts, id)
-	if err != nil {
-		return resultUnknown, fmt.Errorf("find out how a transaction ended: %w", err)
+	if committed, err = s.outcome(ctx, parts, id); err != nil {
+		return false, fmt.Errorf("find out how a transaction ended: %w", err)
 	}
+	if !committed {
+		return false, nil
+	}
+	s.log.Info("a transaction whose answer was lost has committed")
+	s.g.metrics.transactions[resultUnknown].Inc()
 	if err := s.restoreNow(ctx, parts); err != nil {
-		return resultUnknown, fmt.Errorf("restore after an aborted transaction: %w", err)
+		return false, fmt.Errorf("restore after a transaction whose answer was lost: %w", err)
 	}
 	for _, o := range parts {
-		if committed {
-			o.claimed, o.last = true, id
-		}
-		o.settle(committed)
+		o.claimed, o.last = true, id
+		o.settle(true)
+	}
+	s.progress = true
+	s.keepPositions()
+	return true, nil
+}
+
+// takeBack undoes what the transaction did in memory; its records are taken from the log again. The changelogs are
+// read to their ends first, though nobody but this owner can have written to them: what the local state says from here
+// on was checked against the log.
+func (s *session) takeBack(parts []*owned) error {
+	s.log.Info("transaction aborted; its work is done again")
+	ctx, cancel := context.WithTimeout(s.hard, 6*s.g.cfg.TransactionTimeout)
+	defer cancel()
+	if err := s.restoreNow(ctx, parts); err != nil {
+		return fmt.Errorf("restore after an aborted transaction: %w", err)
+	}
+	for _, o := range parts {
+		o.settle(false)
 	}
 	s.rewind()
-	if committed {
-		s.progress = true
-		return resultUnknown, nil
-	}
-	return resultAborted, nil
+	return nil
 }
 
 // outcome reads it from the committed offsets' metadata, which name the transaction that wrote them.
 func (s *session) outcome(ctx context.Context, parts []*owned, id uint64) (committed bool, err error) {
-	offsets, err := s.stableOffsets(ctx)
+	names, err := s.lastTransactions(ctx, parts)
 	if err != nil {
 		return false, err
 	}
 	for _, o := range parts {
-		at, _ := offsets.Lookup(s.input, o.id)
-		meta, _ := decodeMetadata(at.Metadata)
-		switch meta.GetTransaction() {
+		switch names[o.id] {
 		case id:
-			committed = true // of all: one group's offsets are one partition
+			committed = true // of all: a group's offsets are in one partition
 		case o.last:
 		default:
 			return false, fmt.Errorf("partition %d was committed by another owner", o.id)
@@ -57,16 +71,34 @@ func (s *session) outcome(ctx context.Context, parts []*owned, id uint64) (commi
 	return committed, nil
 }
 
-// stableOffsets waits until no transaction holds any of the group's offsets on the input.
-func (s *session) stableOffsets(ctx context.Context) (kadm.OffsetResponses, error) {
-	group := s.g.cfg.Kafka.TopicPrefix + s.g.spec.Group
+// lastTransactions reads which transaction committed last, by partition, once no transaction holds their offsets.
+//
+// Partitions are asked for by name. Asked for all of a group's offsets (as kadm asks) a broker says nothing of a
+// partition whose first offset is still pending, and the transaction would be taken for aborted; asked by name it
+// answers UNSTABLE_OFFSET_COMMIT.
+func (s *session) lastTransactions(ctx context.Context, parts []*owned) (map[int32]uint64, error) {
+	details, err := s.g.adm.ListTopics(ctx, s.input)
+	if err == nil {
+		err = details.Error()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("look up %s: %w", s.input, err)
+	}
+	topic := kmsg.NewOffsetFetchRequestGroupTopic()
+	topic.Topic, topic.TopicID = s.input, details[s.input].ID
+	for _, o := range parts {
+		topic.Partitions = append(topic.Partitions, o.id)
+	}
+	group := kmsg.NewOffsetFetchRequestGroup()
+	group.Group = s.g.cfg.Kafka.TopicPrefix + s.g.spec.Group
+	group.Topics = append(group.Topics, topic)
+	req := kmsg.NewPtrOffsetFetchRequest()
+	req.RequireStable = true
+	req.Groups = append(req.Groups, group)
 	for {
-		offsets, err := s.g.adm.FetchOffsets(kadm.RequireStable(ctx), group)
+		names, err := s.fetchNames(ctx, req)
 		if err == nil {
-			err = offsets.Error()
-		}
-		if err == nil {
-			return offsets, nil
+			return names, nil
 		}
 		if !errors.Is(err, kerr.UnstableOffsetCommit) && !kerr.IsRetriable(err) {
 			return nil, err
@@ -74,23 +106,60 @@ func (s *session) stableOffsets(ctx context.Context) (kadm.OffsetResponses, erro
 		select {
 		case <-ctx.Done():
 			return nil, err
-		case <-time.After(20 * time.Millisecond):
+		case <-time.After(5 * time.Millisecond):
 		}
 	}
 }
 
-// rewind takes what was polled and not processed from the log again. The client has moved its positions to what it
-// holds for committed; they are set to what is.
+func (s *session) fetchNames(ctx context.Context, req *kmsg.OffsetFetchRequest) (map[int32]uint64, error) {
+	resp, err := req.RequestWith(ctx, s.g.client)
+	if err != nil {
+		return nil, fmt.Errorf("fetch committed offsets: %w", err)
+	}
+	names := map[int32]uint64{}
+	for _, g := range resp.Groups {
+		if err := kerr.ErrorForCode(g.ErrorCode); err != nil {
+			return nil, fmt.Errorf("fetch committed offsets: %w", err)
+		}
+		for _, t := range g.Topics {
+			for _, p := range t.Partitions {
+				if err := kerr.ErrorForCode(p.ErrorCode); err != nil {
+					return nil, fmt.Errorf("fetch committed offset of partition %d: %w", p.Partition, err)
+				}
+				metadata := ""
+				if p.Metadata != nil {
+					metadata = *p.Metadata
+				}
+				meta, _ := decodeMetadata(metadata)
+				names[p.Partition] = meta.GetTransaction()
+			}
+		}
+	}
+	if want := len(req.Groups[0].Topics[0].Partitions); len(names) != want {
+		return nil, fmt.Errorf("fetch committed offsets: %d partitions answered of %d", len(names), want)
+	}
+	return names, nil
+}
+
+// rewind takes what was polled and not processed from the log again.
 func (s *session) rewind() {
+	for _, o := range s.owned {
+		if o.task != nil {
+			clear(o.backlog)
+			o.backlog, o.backlogBytes, o.fetched = o.backlog[:0], 0, o.track.next
+		}
+	}
+	s.keepPositions()
+}
+
+// keepPositions sets the client's positions behind what has been polled. Whenever a transaction does not commit it
+// moves them back to what it holds for committed, which is what was polled by then.
+func (s *session) keepPositions() {
 	at := map[int32]kgo.EpochOffset{}
 	for _, o := range s.owned {
-		if o.task == nil {
-			continue
+		if o.fetched.offset >= 0 {
+			at[o.id] = kgo.EpochOffset{Epoch: o.fetched.epoch, Offset: o.fetched.offset}
 		}
-		clear(o.backlog)
-		o.backlog, o.backlogBytes = o.backlog[:0], 0
-		o.fetched = o.track.next
-		at[o.id] = kgo.EpochOffset{Epoch: o.track.next.epoch, Offset: o.track.next.offset}
 	}
 	s.client.SetOffsets(map[string]map[int32]kgo.EpochOffset{s.input: at})
 }

@@ -57,7 +57,8 @@ type Task interface {
 	// after Partition.Wake, when the time given to Partition.WakeAt has come, and before each commit.
 	Advance(tx *Tx, now time.Time) error
 	// Settled reports how the transaction that held the task's last calls ended. After a commit what Advance handed
-	// over is durable and may be forgotten; after an abort it must be handed over again.
+	// over is durable and may be forgotten; after an abort it must be handed over again, in the call of Advance that
+	// follows.
 	Settled(committed bool)
 	// Full reports that the task can take no more records now. The runtime then stops polling the partition until Wake.
 	Full() bool

@@ -30,6 +30,10 @@ func (p *Pending) Done(unit int) bool { return p.done[unit/64]&(1<<(unit%64)) !=
 // MaybeStarted reports that an earlier owner, which did not stop cleanly, may have started the record's work.
 func (p *Pending) MaybeStarted() bool { return p.maybe }
 
+// Ended reports that every unit is done: finished before, or with the transaction that is open. Until then, and until
+// that transaction has committed, the Pending must be kept: after an abort its record is given again.
+func (p *Pending) Ended() bool { return p.left == 0 }
+
 // Offset of the record on the group's input.
 func (p *Pending) Offset() int64 { return p.at.offset }
 
