@@ -31,9 +31,9 @@ var (
 	errCut      = errors.New("body ended early")
 )
 
-// readBody reads the request's body into memory of its own. reserved bytes of the budget are the caller's to give back,
-// in case of an error too.
-func readBody(ctx *fasthttp.RequestCtx, limit int, budget *produce.Budget) (body []byte, reserved int64, err error) {
+// readBody reads the request's body into first, which has firstRead bytes or is nil, and into memory of its own where
+// that is not enough. reserved bytes of the budget are the caller's to give back, in case of an error too.
+func readBody(ctx *fasthttp.RequestCtx, limit int, budget *produce.Budget, first []byte) (body []byte, reserved int64, err error) {
 	length := ctx.Request.Header.ContentLength()
 	stream := ctx.RequestBodyStream()
 	if length == 0 || stream == nil {
@@ -42,16 +42,24 @@ func readBody(ctx *fasthttp.RequestCtx, limit int, budget *produce.Budget) (body
 	if length > limit {
 		return nil, 0, errTooLarge
 	}
-	size := min(firstRead, limit+1)
+	if first == nil {
+		first = make([]byte, firstRead)
+	}
+	size := min(len(first), limit+1)
 	if length > 0 {
 		size = min(size, length)
 	}
-	for {
-		if !budget.Take(int64(size - cap(body))) {
+	body = first[:0]
+	for taken := 0; ; {
+		// What first has beyond size is held too.
+		held := max(size, len(first))
+		if !budget.Take(int64(held - taken)) {
 			return nil, reserved, errNoBudget
 		}
-		reserved += int64(size - cap(body))
-		body = append(make([]byte, 0, size), body...)
+		taken, reserved = held, int64(held)
+		if size > cap(body) {
+			body = append(make([]byte, 0, size), body...)
+		}
 		n, err := io.ReadFull(stream, body[len(body):size])
 		body = body[:len(body)+n]
 		if len(body) == length {

@@ -19,6 +19,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -70,7 +71,9 @@ type Routes interface {
 
 // Deps are what the edge needs of others.
 type Deps struct {
-	Routes Routes
+	// Listener is where the edge serves, and Run closes it; nil: Listen takes HTTPAddr.
+	Listener net.Listener
+	Routes   Routes
 	// Auth knows the bearer keys, Keyring seals secrets, Rules judge what is asked for.
 	Auth    httpapi.Authenticator
 	Keyring *seal.Keyring
@@ -126,7 +129,7 @@ func New(cfg Config, deps Deps) (*Edge, error) {
 	if err != nil {
 		return nil, err
 	}
-	e := &Edge{cfg: cfg, deps: deps, log: deps.Log, producer: producer, commands: writes}
+	e := &Edge{cfg: cfg, deps: deps, log: deps.Log, producer: producer, commands: writes, listener: deps.Listener}
 	e.replicas = newReplicas(cfg.Kafka, kadm.NewClient(producer.Client()))
 	e.rejections = rejections.New(rejections.Config{Sources: names, Worker: cfg.Worker}, rejectionSender(cfg.Kafka, producer), deps.Log)
 	routes := newRoutes(deps.Log)
@@ -134,7 +137,7 @@ func New(cfg Config, deps Deps) (*Edge, error) {
 	metrics := newMetrics(deps.Registerer, names, func() float64 { return float64(producer.Budget.Used()) })
 	e.webhooks = &webhooks{
 		sources: sources, maxBody: cfg.MaxBodyBytes, producer: producer, routes: routes, rejections: e.rejections,
-		metrics: metrics, open: e.ready.opened,
+		metrics: metrics, scratch: sync.Pool{New: func() any { return new(scratch) }}, open: e.ready.opened,
 	}
 	e.server = NewServer(e.handler(metrics), deps.Log)
 	return e, nil

@@ -18,11 +18,19 @@ func eventID(source string, e *source.Event) string { return id.Derive(id.Event,
 // inboundHeaders is how many headers an inbound record has at most.
 const inboundHeaders = 10
 
+// scratch is the memory of one event on its way to Kafka, used again once Kafka has acknowledged it.
+type scratch struct {
+	body    [firstRead]byte
+	headers [inboundHeaders]kgo.RecordHeader
+	// values are those of the headers, one behind the other.
+	values [1536]byte
+}
+
 const millis = "2006-01-02T15:04:05.000Z"
 
 // inboundRecord is the event as it stands on the log: on `inbound` where the account's organization is known, else on
-// `inbound.unrouted`, whose owner finds out. The value is body itself.
-func inboundRecord(source string, e *source.Event, organization func(account string) string, body []byte, now time.Time) (string, produce.Record) {
+// `inbound.unrouted`, whose owner finds out. The value is body itself, the headers are in s.
+func (s *scratch) inboundRecord(source string, e *source.Event, organization func(account string) string, body []byte, now time.Time) (string, produce.Record) {
 	var account strings.Builder
 	account.Grow(len(source) + 1 + len(e.Account))
 	account.WriteString(source)
@@ -36,11 +44,7 @@ func inboundRecord(source string, e *source.Event, organization func(account str
 		topic, routingKey = schemas.Inbound, org
 	}
 	evt := eventID(source, e)
-	// All values share one allocation: each header's value is a slice of it.
-	h := headers{
-		list:   make([]kgo.RecordHeader, 0, inboundHeaders),
-		values: make([]byte, 0, 128+len(e.ID)+len(e.Type)+len(e.Account)+len(org)+len(evt)),
-	}
+	h := headers{list: s.headers[:0], values: s.values[:0]}
 	h.add(schemas.HeaderSpecVersion, schemas.SpecVersion)
 	h.add(schemas.HeaderID, e.ID)
 	h.add(schemas.HeaderSource, source)

@@ -72,7 +72,7 @@ func (e *Edge) bounded(next fasthttp.RequestHandler) fasthttp.RequestHandler {
 	w := e.webhooks
 	return func(ctx *fasthttp.RequestCtx) {
 		httpapi.RequestID(ctx)
-		body, reserved, err := readBody(ctx, w.maxBody, w.producer.Budget)
+		body, reserved, err := readBody(ctx, w.maxBody, w.producer.Budget, nil)
 		defer w.producer.Budget.Give(reserved)
 		if err == nil {
 			if ctx.RequestBodyStream() != nil {

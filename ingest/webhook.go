@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"net/netip"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/valyala/fasthttp"
@@ -24,6 +25,7 @@ type webhooks struct {
 	routes     *routes
 	rejections *rejections.Recorder
 	metrics    *metrics
+	scratch    sync.Pool
 	// open is false until the edge can do its work; before that everything is answered 503.
 	open func() bool
 }
@@ -53,25 +55,30 @@ func (w *webhooks) take(ctx *fasthttp.RequestCtx, src source.Source, now time.Ti
 	if refusal := w.admit(ctx, src); refusal != nil {
 		return "", refusal
 	}
-	body, reserved, err := readBody(ctx, w.maxBody, w.producer.Budget)
+	s := w.scratch.Get().(*scratch)
+	body, reserved, err := readBody(ctx, w.maxBody, w.producer.Budget, s.body[:])
 	if err != nil {
 		w.producer.Budget.Give(reserved)
+		w.scratch.Put(s)
 		return "", w.unread(err)
 	}
 	event, refusal := verified(src, &ctx.Request.Header, body, now)
 	if refusal != nil || event.Ignored != "" {
 		w.producer.Budget.Give(reserved)
+		w.scratch.Put(s)
 		if refusal != nil {
 			return "", refusal
 		}
 		w.metrics.ignored[src.Name()].Inc()
 		return eventID(src.Name(), &event), nil
 	}
-	id, record := inboundRecord(src.Name(), &event, w.routes.organization, body, now)
+	id, record := s.inboundRecord(src.Name(), &event, w.routes.organization, body, now)
 	record.Reserved = reserved
 	if err := w.producer.Send(record); err != nil {
+		// The client may hold the record still: its memory is left to the garbage collector.
 		return "", &source.Refusal{Reason: source.Unavailable, Detail: "The event could not be stored in time. Send it again."}
 	}
+	w.scratch.Put(s)
 	return id, nil
 }
 
