@@ -19,7 +19,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -137,7 +136,7 @@ func New(cfg Config, deps Deps) (*Edge, error) {
 	metrics := newMetrics(deps.Registerer, names, func() float64 { return float64(producer.Budget.Used()) })
 	e.webhooks = &webhooks{
 		sources: sources, maxBody: cfg.MaxBodyBytes, producer: producer, routes: routes, rejections: e.rejections,
-		metrics: metrics, scratch: sync.Pool{New: func() any { return new(scratch) }}, open: e.ready.opened,
+		metrics: metrics, open: e.ready.opened,
 	}
 	e.server = NewServer(e.handler(metrics), deps.Log)
 	return e, nil

@@ -6,9 +6,17 @@ package local
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
+)
+
+// Files of DATA_DIR.
+const (
+	AddressesFile = "addresses.json"
+	DevEnvFile    = "dev.env"
 )
 
 // Addresses is the content of DATA_DIR/addresses.json: where a running system listens, each as "host:port".
@@ -26,7 +34,34 @@ func WriteAddresses(folder string, a Addresses) error {
 	if err != nil {
 		return err
 	}
-	return replaceFile(filepath.Join(folder, "addresses.json"), append(body, '\n'))
+	return replaceFile(filepath.Join(folder, AddressesFile), append(body, '\n'))
+}
+
+// ReadAddresses reads folder/addresses.json.
+func ReadAddresses(folder string) (a Addresses, err error) {
+	path := filepath.Join(folder, AddressesFile)
+	body, err := os.ReadFile(path)
+	if err != nil {
+		return a, err
+	}
+	if err := json.Unmarshal(body, &a); err != nil {
+		return a, fmt.Errorf("read %s: %w", path, err)
+	}
+	return a, nil
+}
+
+// ReadDevEnv reads folder/dev.env; without the file there are no values.
+func ReadDevEnv(folder string) (map[string]string, error) {
+	path := filepath.Join(folder, DevEnvFile)
+	body, err := os.ReadFile(path)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	values, err := parseEnv(body)
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", path, err)
+	}
+	return values, nil
 }
 
 // replaceFile writes a file of mode 0600 whole or not at all.

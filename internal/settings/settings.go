@@ -82,6 +82,7 @@ type Deliverer struct {
 	SealKeys
 	Kafka
 	ClickHouse
+	EndpointDefaults
 	Guard
 	Delivery
 }
@@ -192,22 +193,23 @@ type Delivery struct {
 
 // Listen is `webhooks listen`.
 type Listen struct {
-	Addr      Addr          `name:"addr" default:"127.0.0.1:8090" placeholder:"HOST:PORT" help:"Where to receive."`
-	Secret    Secrets       `name:"secret" placeholder:"SECRET" help:"Secrets (whsec_…) or public keys (whpk_…) to verify with, separated by commas. Unset: an endpoint is created for ORG on the running system and removed at the end."`
-	Org       string        `name:"org" default:"acme" placeholder:"ORG" help:"Organization to create the endpoint for."`
-	Types     []string      `name:"types" default:"*" placeholder:"PATTERN" help:"Event types to subscribe the created endpoint to, separated by commas."`
-	Answer    string        `name:"answer" default:"200" enum:"200,410,429,500,stall" placeholder:"ANSWER" help:"How to answer: 200, 410, 429, 500 or stall (never)."`
-	ForwardTo string        `name:"forward-to" placeholder:"URL" help:"Pass each delivery on to this URL and answer as it does."`
-	API       BaseURL       `name:"api" placeholder:"URL" help:"The running system. Unset: read from DATA_DIR/addresses.json."`
-	DataDir   string        `name:"data-dir" env:"DATA_DIR" default:"./.data" placeholder:"FOLDER" help:"DATA_DIR of the running system: its address and its key."`
-	Tolerance time.Duration `name:"tolerance" default:"300s" placeholder:"DURATION" help:"How far a timestamp may be off."`
+	Addr      Addr     `name:"addr" default:"127.0.0.1:8090" placeholder:"HOST:PORT" help:"Where to receive."`
+	Secret    Secrets  `name:"secret" placeholder:"SECRET" help:"Secrets (whsec_…) or public keys (whpk_…) to verify with, separated by commas. Unset: an endpoint is created for ORG on the running system and removed at the end."`
+	Org       string   `name:"org" default:"acme" placeholder:"ORG" help:"Organization to create the endpoint for."`
+	Types     []string `name:"types" default:"*" placeholder:"PATTERN" help:"Event types to subscribe the created endpoint to, separated by commas."`
+	Answer    string   `name:"answer" default:"200" enum:"200,410,429,500,stall" placeholder:"ANSWER" help:"How to answer: 200, 410, 429, 500 or stall (never)."`
+	ForwardTo string   `name:"forward-to" placeholder:"URL" help:"Pass each delivery on to this URL and answer as it does."`
+	API       BaseURL  `name:"api" placeholder:"URL" help:"The running system. Unset: read from DATA_DIR/addresses.json."`
+	Key       Secret   `name:"admin-api-key" env:"ADMIN_API_KEY" placeholder:"KEY" help:"Key of its management API. Unset: read from DATA_DIR/dev.env."`
+	DataDir   string   `name:"data-dir" env:"DATA_DIR" default:"./.data" placeholder:"FOLDER" help:"DATA_DIR of the running system: its address and its key."`
+	Tolerance Positive `name:"tolerance" default:"300s" placeholder:"DURATION" help:"How far a timestamp may be off."`
 }
 
 // SendStripe is `webhooks send stripe`.
 type SendStripe struct {
 	Files   []string `arg:"" name:"file" help:"Events, or bare objects (data.object), as JSON files; or names of built-in samples such as subscription.created."`
 	URL     string   `name:"url" placeholder:"URL" help:"Where to post. Unset: /webhooks/stripe of the running system."`
-	Secret  Secret   `name:"secret" placeholder:"SECRET" help:"Signing secret. Unset: that of the running system."`
+	Secret  Secrets  `name:"secret" env:"STRIPE_WEBHOOK_SECRET" placeholder:"SECRET" help:"Signing secret. Unset: that of the running system."`
 	Org     string   `name:"org" placeholder:"ORG" help:"Sets metadata.organizationId of the object."`
 	NewIDs  bool     `name:"new-ids" help:"Give each event a new id and the present time."`
 	Type    string   `name:"type" placeholder:"TYPE" help:"Event type of bare objects. Unset: the file's name says it."`

@@ -1,0 +1,272 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+
+	"github.com/valyala/fasthttp"
+
+	"github.com/betterdata/webhooks/deploy/local"
+	"github.com/betterdata/webhooks/deploy/local/engine"
+	"github.com/betterdata/webhooks/internal/clickhouse"
+	"github.com/betterdata/webhooks/internal/httpapi"
+	"github.com/betterdata/webhooks/internal/netguard"
+	"github.com/betterdata/webhooks/internal/settings"
+	"github.com/betterdata/webhooks/schemas"
+)
+
+// runIngest is `webhooks ingest`.
+func runIngest(ctx context.Context, c settings.Ingest, stderr io.Writer) error {
+	s, err := newService(ctx, c.Process, c.HTTP, stderr)
+	if err != nil {
+		return refuse(err)
+	}
+	defer s.close()
+	s.kafka = c.Kafka.Config("")
+	s.addTopics()
+	if err := s.addTables(schemas.Routes); err != nil {
+		return refuse(err)
+	}
+	guard, err := s.guard(c.Guard)
+	if err != nil {
+		return refuse(err)
+	}
+	fromProcessor, err := upstream(c.ProcessorURL, "PROCESSOR_URL")
+	if err != nil {
+		return refuse(err)
+	}
+	fromDeliverer, err := upstream(c.DelivererURL, "DELIVERER_URL")
+	if err != nil {
+		return refuse(err)
+	}
+	edge, err := s.newIngest(c, guard, fromProcessor, fromDeliverer)
+	if err != nil {
+		return refuse(err)
+	}
+	s.add("ingest", edge.Run, edge.Check)
+	return s.run(ctx)
+}
+
+// upstream forwards to a service, or says that none is set.
+func upstream(url settings.BaseURL, setting string) (fasthttp.RequestHandler, error) {
+	if url != "" {
+		return httpapi.Proxy(string(url))
+	}
+	return func(ctx *fasthttp.RequestCtx) {
+		httpapi.WriteProblem(ctx, httpapi.NewProblem(http.StatusServiceUnavailable, "upstream_unavailable",
+			"This edge was started without %s, so it cannot answer this.", setting))
+	}, nil
+}
+
+// runProcessor is `webhooks processor`.
+func runProcessor(ctx context.Context, c settings.Processor, stderr io.Writer) error {
+	s, err := newService(ctx, c.Process, c.HTTP, stderr)
+	if err != nil {
+		return refuse(err)
+	}
+	defer s.close()
+	s.kafka = c.Kafka.Config("")
+	s.addTopics()
+	if err := s.openRows(ctx, c.ClickHouse, string(c.ClickHouseURL)); err != nil {
+		return refuse(err)
+	}
+	if err := s.addTables(schemas.Billing, schemas.Entitlements, schemas.Endpoints, schemas.Connections); err != nil {
+		return refuse(err)
+	}
+	p, err := s.newProcessor(c)
+	if err != nil {
+		return refuse(err)
+	}
+	s.add("processor", p.Run, p.Check)
+	s.addHTTP(p.Handler())
+	return s.run(ctx)
+}
+
+// runDeliverer is `webhooks deliverer`.
+func runDeliverer(ctx context.Context, c settings.Deliverer, stderr io.Writer) error {
+	s, err := newService(ctx, c.Process, c.HTTP, stderr)
+	if err != nil {
+		return refuse(err)
+	}
+	defer s.close()
+	s.kafka = c.Kafka.Config("")
+	s.addTopics()
+	if err := s.openRows(ctx, c.ClickHouse, string(c.ClickHouseURL)); err != nil {
+		return refuse(err)
+	}
+	if err := s.addTables(schemas.Endpoints); err != nil {
+		return refuse(err)
+	}
+	guard, err := s.guard(c.Guard)
+	if err != nil {
+		return refuse(err)
+	}
+	d, err := s.newDeliverer(c, guard)
+	if err != nil {
+		return refuse(err)
+	}
+	s.add("deliverer", d.Run, d.Check)
+	s.addHTTP(readsOf(d))
+	return s.run(ctx)
+}
+
+// runAll is `webhooks run`: the three rooms in one process over a broker on 127.0.0.1, on the same paths as apart. Only
+// reads are handed from room to room without HTTP.
+func runAll(ctx context.Context, c settings.Run, stdout, stderr io.Writer) error {
+	s, err := newService(ctx, c.Process, c.HTTP, stderr)
+	if err != nil {
+		return refuse(err)
+	}
+	defer s.close()
+	at, err := s.addStack(ctx, &c, stderr)
+	if err != nil {
+		return refuse(err)
+	}
+	s.addTopics()
+	if err := s.openRows(ctx, c.ClickHouse, string(c.ClickHouseURL)); err != nil {
+		return refuse(err)
+	}
+	if err := s.addTables(schemas.Billing, schemas.Entitlements, schemas.Endpoints, schemas.Connections, schemas.Routes); err != nil {
+		return refuse(err)
+	}
+	guard, err := s.guard(c.Guard, at.Kafka, at.ClickHouse, at.ClickHouseHTTP)
+	if err != nil {
+		return refuse(err)
+	}
+	if err := s.addRooms(c, guard); err != nil {
+		return refuse(err)
+	}
+	if err := local.WriteAddresses(c.DataDir, at); err != nil {
+		return refuse(err)
+	}
+	s.add("console", func(ctx context.Context) error {
+		greet(stdout, c, at)
+		<-ctx.Done()
+		return nil
+	}, nil)
+	return s.run(ctx)
+}
+
+// addRooms puts the rooms together. They stop in the order of the flow: the edge, the processor, the deliverer.
+func (s *service) addRooms(c settings.Run, guard *netguard.Guard) error {
+	d, err := s.newDeliverer(settings.Deliverer{
+		Process: c.Process, HTTP: c.HTTP, Keys: c.Keys, SealKeys: c.SealKeys, Kafka: c.Kafka, ClickHouse: c.ClickHouse,
+		EndpointDefaults: c.EndpointDefaults, Guard: c.Guard, Delivery: c.Delivery,
+	}, guard)
+	if err != nil {
+		return err
+	}
+	p, err := s.newProcessor(settings.Processor{
+		Process: c.Process, HTTP: c.HTTP, Keys: c.Keys, SealKeys: c.SealKeys, Kafka: c.Kafka, ClickHouse: c.ClickHouse,
+		Plans: c.Plans, Dedupe: c.Dedupe, EndpointLimits: c.EndpointLimits, EndpointDefaults: c.EndpointDefaults,
+	})
+	if err != nil {
+		return err
+	}
+	edge, err := s.newIngest(settings.Ingest{
+		Process: c.Process, HTTP: c.HTTP, Edge: c.Edge, Keys: c.Keys, SealKeys: c.SealKeys, Stripe: c.Stripe, Kafka: c.Kafka,
+		EndpointDefaults: c.EndpointDefaults, Guard: c.Guard,
+	}, guard, p.Handler(), readsOf(d))
+	if err != nil {
+		return err
+	}
+	s.add("deliverer", d.Run, d.Check)
+	s.add("processor", p.Run, p.Check)
+	s.add("ingest", edge.Run, edge.Check)
+	return nil
+}
+
+// addStack generates the secrets that are missing and starts what is to be embedded. It completes c.
+func (s *service) addStack(ctx context.Context, c *settings.Run, progress io.Writer) (at local.Addresses, err error) {
+	at = local.Addresses{HTTP: s.http.Addr().String(), Admin: s.admin.Addr().String()}
+	// Whoever waits for the file must not read a predecessor's.
+	if err := os.Remove(filepath.Join(c.DataDir, local.AddressesFile)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return at, err
+	}
+	if err := takeSecrets(c); err != nil {
+		return at, err
+	}
+	if len(c.KafkaBrokers) == 0 {
+		broker, err := local.StartBroker(ctx, local.BrokerConfig{Folder: filepath.Join(c.DataDir, "kafka"), Addr: string(c.EmbeddedKafkaAddr)}, s.log)
+		if err != nil {
+			return at, err
+		}
+		s.closers = append(s.closers, broker.Stop)
+		s.add("kafka", broker.Run, nil)
+		at.Kafka = broker.Addr()
+	}
+	s.kafka = c.Kafka.Config(at.Kafka)
+	if c.ClickHouseURL == "" {
+		server, err := engine.Start(ctx, engine.Config{
+			Folder: filepath.Join(c.DataDir, "clickhouse"), Addr: string(c.EmbeddedClickHouseAddr),
+			HTTPAddr: string(c.EmbeddedClickHouseHTTPAddr), Database: clickhouse.DefaultDatabase, Progress: progress,
+		}, s.log)
+		if err != nil {
+			return at, err
+		}
+		s.closers = append(s.closers, func() error { return server.Stop(context.WithoutCancel(ctx)) })
+		s.add("clickhouse", server.Run, nil)
+		at.ClickHouse, at.ClickHouseHTTP = server.Addr(), server.HTTPAddr()
+		c.ClickHouseURL = settings.ClickHouseURL(server.URL())
+	}
+	return at, nil
+}
+
+// takeSecrets fills the secrets that are not set from DATA_DIR/dev.env, which is made when it is not there.
+func takeSecrets(c *settings.Run) error {
+	if c.AdminAPIKey != "" && c.SecretsKey != "" && c.StripeWebhookSecret != "" {
+		return nil
+	}
+	values, _, err := local.LoadOrCreateDevEnv(filepath.Join(c.DataDir, local.DevEnvFile))
+	if err != nil {
+		return err
+	}
+	if c.AdminAPIKey == "" {
+		c.AdminAPIKey = settings.Secret(values["ADMIN_API_KEY"])
+	}
+	if c.SecretsKey == "" {
+		c.SecretsKey = settings.SecretsKey(values["SECRETS_KEY"])
+	}
+	if c.StripeWebhookSecret == "" {
+		c.StripeWebhookSecret = settings.Secrets(values["STRIPE_WEBHOOK_SECRET"])
+	}
+	return nil
+}
+
+// greet says where everything is and what to do next.
+func greet(w io.Writer, c settings.Run, at local.Addresses) {
+	public := string(c.PublicURL)
+	if public == "" {
+		public = "http://" + at.HTTP
+	}
+	line := func(name, text string) { fmt.Fprintf(w, "  %-12s %s\n", name, text) }
+	fmt.Fprintln(w, "Better Data Webhooks is running.")
+	line("API", public)
+	line("admin", "http://"+at.Admin+"/readyz  /metrics  /debug/pprof/")
+	if at.Kafka != "" {
+		line("Kafka", at.Kafka+" (embedded)")
+	} else {
+		line("Kafka", fmt.Sprint([]string(c.KafkaBrokers)))
+	}
+	if at.ClickHouse != "" {
+		line("ClickHouse", "http://"+at.ClickHouseHTTP+", native "+at.ClickHouse+" (embedded), database "+clickhouse.DefaultDatabase)
+	} else {
+		line("ClickHouse", c.ClickHouseURL.String())
+	}
+	line("state", c.DataDir)
+	if len(c.DeliveryAllowCIDRs) > 0 {
+		fmt.Fprintf(w, "Deliveries may reach private addresses: %v (DELIVERY_ALLOW_CIDRS).\n", c.DeliveryAllowCIDRs)
+	}
+	dataDir := ""
+	if c.DataDir != "./.data" {
+		dataDir = " --data-dir " + c.DataDir
+	}
+	fmt.Fprintf(w, "Next, in another terminal, receive what is sent to a merchant:\n\n  ./webhooks listen%s\n\n", dataDir)
+	fmt.Fprintf(w, "and in a third, send an event as Stripe would:\n\n  ./webhooks send stripe subscription.created --org acme --new-ids%s\n\n", dataDir)
+	fmt.Fprintln(w, "Ctrl-C drains and stops.")
+}

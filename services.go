@@ -1,0 +1,276 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/valyala/fasthttp"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/betterdata/webhooks/deliverer"
+	"github.com/betterdata/webhooks/deliverer/dispatch"
+	"github.com/betterdata/webhooks/deliverer/schedule"
+	"github.com/betterdata/webhooks/deploy/local/takeover"
+	"github.com/betterdata/webhooks/ingest"
+	"github.com/betterdata/webhooks/ingest/stripe"
+	"github.com/betterdata/webhooks/internal/clickhouse"
+	"github.com/betterdata/webhooks/internal/eventfilter"
+	"github.com/betterdata/webhooks/internal/httpapi"
+	"github.com/betterdata/webhooks/internal/kafka"
+	"github.com/betterdata/webhooks/internal/lifecycle"
+	"github.com/betterdata/webhooks/internal/netguard"
+	"github.com/betterdata/webhooks/internal/resource"
+	"github.com/betterdata/webhooks/internal/seal"
+	"github.com/betterdata/webhooks/internal/settings"
+	"github.com/betterdata/webhooks/internal/table"
+	"github.com/betterdata/webhooks/processor"
+	"github.com/betterdata/webhooks/processor/plans"
+	"github.com/betterdata/webhooks/schemas"
+)
+
+// service is one process being put together: what its rooms share, and the stages it will run, in order of dependency.
+type service struct {
+	process settings.Process
+	log     *slog.Logger
+	reg     *prometheus.Registry
+	kafka   kafka.Config
+	admin   net.Listener
+	http    net.Listener
+	tables  map[string]*table.Copy
+	rows    *rows
+	stages  []lifecycle.Stage
+	closers []func() error
+}
+
+// newService takes the listeners, so that a port that is taken is told before anything else begins.
+func newService(ctx context.Context, p settings.Process, h settings.HTTP, stderr io.Writer) (s *service, err error) {
+	s = &service{process: p, log: newLogger(p, stderr), reg: prometheus.NewRegistry(), tables: map[string]*table.Copy{}}
+	s.reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	if s.http, err = takeover.Listen(ctx, string(h.HTTPAddr), "HTTP_ADDR"); err != nil {
+		return nil, err
+	}
+	if s.admin, err = takeover.Listen(ctx, string(p.AdminAddr), "ADMIN_ADDR"); err != nil {
+		return nil, errors.Join(err, s.http.Close())
+	}
+	return s, nil
+}
+
+// run starts the stages and blocks until the process is told to stop and has drained.
+func (s *service) run(ctx context.Context) error {
+	var process *lifecycle.Process
+	admin := lifecycle.NewAdmin(s.admin, s.reg, func(ctx context.Context) (map[string]error, bool) { return process.Status(ctx) })
+	stages := append([]lifecycle.Stage{{Name: "admin", Run: admin.Run}}, s.stages...)
+	process = lifecycle.New(s.log, time.Duration(s.process.ShutdownTimeout), stages...)
+	return errors.Join(process.Run(ctx), s.close())
+}
+
+// close gives back what outlives the stages, last first. It may be called twice.
+func (s *service) close() error {
+	var errs []error
+	for i := len(s.closers) - 1; i >= 0; i-- {
+		errs = append(errs, s.closers[i]())
+	}
+	s.closers = nil
+	return errors.Join(errs...)
+}
+
+// add appends a stage.
+func (s *service) add(name string, run, check func(context.Context) error) {
+	s.stages = append(s.stages, lifecycle.Stage{Name: name, Run: run, Check: check})
+}
+
+func (s *service) stateDir() string { return filepath.Join(s.process.DataDir, "state") }
+
+// addTopics makes sure of the topics before anything touches them.
+func (s *service) addTopics() {
+	done := make(chan struct{})
+	s.add("topics", func(ctx context.Context) error {
+		if err := kafka.EnsureTopics(ctx, s.kafka, s.log); err != nil {
+			if ctx.Err() != nil {
+				return nil
+			}
+			return err
+		}
+		close(done)
+		<-ctx.Done()
+		return nil
+	}, func(context.Context) error {
+		select {
+		case <-done:
+			return nil
+		default:
+			return errors.New("the topics are not there yet")
+		}
+	})
+}
+
+// addTables opens the copies of tables that this process reads, one of each, and runs them.
+func (s *service) addTables(topics ...string) error {
+	for _, topic := range topics {
+		c, err := table.New(table.Config{Kafka: s.kafka, StateDir: s.stateDir(), Topic: topic}, s.log, s.reg)
+		if err != nil {
+			return err
+		}
+		s.closers = append(s.closers, c.Close)
+		s.tables[topic] = c
+	}
+	s.add("tables", func(ctx context.Context) error {
+		group, ctx := errgroup.WithContext(ctx)
+		for _, c := range s.tables {
+			group.Go(func() error { return c.Run(ctx) })
+		}
+		return group.Wait()
+	}, func(ctx context.Context) error {
+		var errs []error
+		for _, topic := range topics {
+			errs = append(errs, s.tables[topic].Check(ctx))
+		}
+		return errors.Join(errs...)
+	})
+	return nil
+}
+
+// addHTTP serves a room's reads to the edge, when the services run apart.
+func (s *service) addHTTP(handler fasthttp.RequestHandler) {
+	s.add("http", func(ctx context.Context) error { return httpapi.Serve(ctx, s.http, handler) }, nil)
+}
+
+// rows is the connection to ClickHouse and the making of its tables, which happens once whoever asks first.
+type rows struct {
+	conn    driver.Conn
+	migrate func(context.Context) error
+}
+
+// openRows connects to nothing yet: without ClickHouse the record is late and everything else goes on.
+func (s *service) openRows(ctx context.Context, c settings.ClickHouse, url string) error {
+	conn, err := clickhouse.Open(ctx, url)
+	if err != nil {
+		return err
+	}
+	s.closers = append(s.closers, conn.Close)
+	var mu sync.Mutex
+	made := false
+	s.rows = &rows{conn: conn, migrate: func(ctx context.Context) error {
+		mu.Lock()
+		defer mu.Unlock()
+		if made {
+			return nil
+		}
+		if err := clickhouse.Migrate(ctx, url, s.log); err != nil {
+			return err
+		}
+		if err := clickhouse.SetRetention(ctx, conn, time.Duration(c.Retention)); err != nil {
+			return err
+		}
+		made = true
+		return nil
+	}}
+	return nil
+}
+
+// guard knows our own listeners: a delivery to ourselves could loop.
+func (s *service) guard(g settings.Guard, others ...string) (*netguard.Guard, error) {
+	policy := netguard.Policy{AllowCIDRs: g.DeliveryAllowCIDRs, AllowHTTP: g.DeliveryAllowHTTP, AllowPorts: g.DeliveryAllowPorts}
+	for _, addr := range append([]string{s.http.Addr().String(), s.admin.Addr().String()}, others...) {
+		own, err := netip.ParseAddrPort(addr)
+		if err != nil {
+			return nil, fmt.Errorf("own listener: %w", err)
+		}
+		policy.OwnListeners = append(policy.OwnListeners, own)
+	}
+	if len(policy.AllowCIDRs) > 0 || policy.AllowHTTP {
+		s.log.Warn("deliveries may reach private addresses", "cidrs", fmt.Sprint(policy.AllowCIDRs), "http", policy.AllowHTTP)
+	}
+	return netguard.New(policy), nil
+}
+
+func endpointDefaults(d settings.EndpointDefaults) resource.Defaults {
+	return resource.Defaults{
+		Concurrency: d.EndpointConcurrency, RateLimit: float64(d.EndpointRateLimit),
+		TimeoutMS: uint32(time.Duration(d.DeliveryTimeout).Milliseconds()),
+	}
+}
+
+func (s *service) newIngest(c settings.Ingest, guard *netguard.Guard, processorReads, delivererReads fasthttp.RequestHandler) (*ingest.Edge, error) {
+	keyring, err := seal.NewKeyring(string(c.SecretsKey))
+	if err != nil {
+		return nil, err
+	}
+	filters, err := eventfilter.NewCompiler()
+	if err != nil {
+		return nil, err
+	}
+	return ingest.New(ingest.Config{
+		Kafka: s.kafka, MaxBodyBytes: c.MaxBodyBytes,
+		Stripe: stripe.Config{Secrets: c.StripeWebhookSecret.List(), Livemode: stripe.Livemode(c.StripeLivemode)},
+	}, ingest.Deps{
+		Listener: s.http, Routes: s.tables[schemas.Routes],
+		Auth: httpapi.AdminKey(string(c.AdminAPIKey)), Keyring: keyring,
+		Rules:     resource.NewRules(resource.Config{Defaults: endpointDefaults(c.EndpointDefaults), Guard: guard, Filters: filters}),
+		Processor: processorReads, Deliverer: delivererReads, Log: s.log, Registerer: s.reg,
+	})
+}
+
+func (s *service) newProcessor(c settings.Processor) (*processor.Processor, error) {
+	set, err := plans.Load(c.PlansFile)
+	if err != nil {
+		return nil, err
+	}
+	keyring, err := seal.NewKeyring(string(c.SecretsKey))
+	if err != nil {
+		return nil, err
+	}
+	return processor.New(processor.Config{
+		Kafka: s.kafka, StateDir: s.stateDir(), Plans: set,
+		DedupeRetention: c.DedupeRetention.Default, DedupeBySource: c.DedupeRetention.BySource,
+		EndpointsPerOrg: c.EndpointsPerOrg, EndpointDefaults: endpointDefaults(c.EndpointDefaults),
+		FlushInterval: time.Duration(c.ClickHouseFlushInterval),
+	}, processor.Deps{
+		Tables: processor.Tables{
+			Billing: s.tables[schemas.Billing], Entitlements: s.tables[schemas.Entitlements],
+			Endpoints: s.tables[schemas.Endpoints], Connections: s.tables[schemas.Connections],
+		},
+		Auth: httpapi.AdminKey(string(c.AdminAPIKey)), Keys: keyring,
+		ClickHouse: s.rows.conn, Migrate: s.rows.migrate, Log: s.log, Registerer: s.reg,
+	})
+}
+
+func (s *service) newDeliverer(c settings.Deliverer, guard *netguard.Guard) (*deliverer.Deliverer, error) {
+	keyring, err := seal.NewKeyring(string(c.SecretsKey))
+	if err != nil {
+		return nil, err
+	}
+	return deliverer.New(deliverer.Config{
+		Kafka: s.kafka, StateDir: s.stateDir(),
+		Dispatch: dispatch.Config{
+			Retries: schedule.Policy{Delays: c.RetrySchedule, Jitter: float64(c.RetryJitter)},
+			Timeout: time.Duration(c.DeliveryTimeout), Concurrency: int(c.EndpointConcurrency), Rate: float64(c.EndpointRateLimit),
+			Worker: worker(),
+		},
+		FlushInterval: time.Duration(c.ClickHouseFlushInterval),
+	}, deliverer.Deps{
+		Endpoints: s.tables[schemas.Endpoints], Guard: guard, Keys: keyring,
+		ClickHouse: s.rows.conn, Migrate: s.rows.migrate, Log: s.log, Registerer: s.reg,
+	})
+}
+
+// worker names this process in rows.
+func worker() string {
+	name, err := os.Hostname()
+	if err != nil {
+		return "webhooks"
+	}
+	return name
+}
