@@ -19,6 +19,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -40,7 +41,7 @@ import (
 
 // Config is what the operator decides. Zero values take the defaults.
 type Config struct {
-	// HTTPAddr is the public address; port 0 picks one.
+	// HTTPAddr is the public address; port 0 picks one. It is not used when Deps has a Listener.
 	HTTPAddr string
 	Kafka    kafka.Config
 	Stripe   stripe.Config
@@ -136,7 +137,7 @@ func New(cfg Config, deps Deps) (*Edge, error) {
 	metrics := newMetrics(deps.Registerer, names, func() float64 { return float64(producer.Budget.Used()) })
 	e.webhooks = &webhooks{
 		sources: sources, maxBody: cfg.MaxBodyBytes, producer: producer, routes: routes, rejections: e.rejections,
-		metrics: metrics, open: e.ready.opened,
+		metrics: metrics, scratch: sync.Pool{New: func() any { return new(scratch) }}, open: e.ready.opened,
 	}
 	e.server = NewServer(e.handler(metrics), deps.Log)
 	return e, nil
