@@ -1,0 +1,138 @@
+package api
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
+	"github.com/valyala/fasthttp"
+
+	"github.com/betterdata/webhooks/internal/httpapi"
+	"github.com/betterdata/webhooks/internal/id"
+)
+
+// delivery is one event for one endpoint, as the API shows it.
+type delivery struct {
+	ID             string  `json:"id"`
+	OrganizationID string  `json:"organizationId"`
+	EndpointID     string  `json:"endpointId"`
+	EventID        string  `json:"eventId"`
+	EventType      string  `json:"eventType"`
+	Status         string  `json:"status"`
+	Reason         *string `json:"reason"`
+	AttemptCount   uint16  `json:"attemptCount"`
+	NextAttemptAt  *string `json:"nextAttemptAt"`
+	ReplayID       *string `json:"replayId"`
+	Test           bool    `json:"test"`
+	CreatedAt      string  `json:"createdAt"`
+	EndedAt        *string `json:"endedAt"`
+
+	createdMS int64
+}
+
+type deliveryWithAttempts struct {
+	delivery
+	Attempts []attempt `json:"attempts"`
+}
+
+// Statuses of a delivery. A row of what matched no endpoint, or a disabled one, is in the ledger and is no delivery.
+const (
+	waiting   = "waiting"
+	delivered = "delivered"
+	dead      = "dead"
+	unmatched = "unmatched"
+)
+
+func isDeliveryStatus(s string) bool { return s == waiting || s == delivered || s == dead }
+
+const deliveryColumns = "delivery_id, organization_id, endpoint_id, event_id, event_type, status, reason, attempt_count, " +
+	"next_attempt_at, replay_id, test, created_at, ended_at"
+
+// listDeliveries answers GET …/deliveries.
+func (a *API) listDeliveries(ctx context.Context, req *fasthttp.RequestCtx) (any, error) {
+	params, err := httpapi.ParseList(req, []string{"endpointId", "eventType", "status", "since", "until"})
+	if err != nil {
+		return nil, err
+	}
+	var w where
+	w.add("organization_id = ?", httpapi.Org(req))
+	w.add("status != ?", unmatched)
+	if err := oneOf("status", params.Filters["status"], isDeliveryStatus); err != nil {
+		return nil, err
+	}
+	isEndpoint := func(s string) bool { return id.Valid(id.Endpoint, s) }
+	if err := oneOf("endpointId", params.Filters["endpointId"], isEndpoint); err != nil {
+		return nil, err
+	}
+	w.among("status", params.Filters["status"])
+	w.among("endpoint_id", params.Filters["endpointId"])
+	w.among("event_type", params.Filters["eventType"])
+	w.between("created_at", params)
+	if err := w.after("created_at", "delivery_id", params.Cursor); err != nil {
+		return nil, err
+	}
+	found, err := a.deliveries(ctx, w, " ORDER BY created_at DESC, delivery_id DESC LIMIT ?", params.Limit+1)
+	if err != nil {
+		return nil, err
+	}
+	return page(params, found, func(d delivery) position { return position{d.createdMS, d.ID} }), nil
+}
+
+// getDelivery answers GET …/deliveries/{id}.
+func (a *API) getDelivery(ctx context.Context, req *fasthttp.RequestCtx) (any, error) {
+	deliveryID, err := objectID(req, id.Delivery)
+	if err != nil {
+		return nil, err
+	}
+	var w where
+	w.add("organization_id = ?", httpapi.Org(req))
+	w.add("delivery_id = ?", deliveryID)
+	w.add("status != ?", unmatched)
+	found, err := a.deliveries(ctx, w, " LIMIT 1")
+	if err != nil {
+		return nil, err
+	}
+	if len(found) == 0 {
+		return nil, httpapi.NotFound()
+	}
+	attempts, err := a.attempts(ctx, httpapi.Org(req), deliveryID)
+	if err != nil {
+		return nil, err
+	}
+	return deliveryWithAttempts{found[0], attempts}, nil
+}
+
+// deliveries reads the newest version of each delivery that meets the conditions.
+func (a *API) deliveries(ctx context.Context, w where, tail string, args ...any) ([]delivery, error) {
+	query := "SELECT " + deliveryColumns + " FROM deliveries FINAL WHERE " + w.sql() + tail
+	rows, err := a.conn.Query(ctx, query, slices.Concat(w.args, args)...)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var found []delivery
+	for rows.Next() {
+		d, err := scanDelivery(rows)
+		if err != nil {
+			return nil, err
+		}
+		found = append(found, d)
+	}
+	return found, rows.Err()
+}
+
+func scanDelivery(rows driver.Rows) (d delivery, err error) {
+	var (
+		reason, replayID string
+		test             uint8
+		next, ended      *time.Time
+		created          time.Time
+	)
+	err = rows.Scan(&d.ID, &d.OrganizationID, &d.EndpointID, &d.EventID, &d.EventType, &d.Status, &reason, &d.AttemptCount,
+		&next, &replayID, &test, &created, &ended)
+	d.Reason, d.ReplayID, d.Test = orNull(reason), orNull(replayID), test != 0
+	d.NextAttemptAt, d.EndedAt = timeOrNull(next), timeOrNull(ended)
+	d.CreatedAt, d.createdMS = httpapi.FormatTime(created), created.UnixMilli()
+	return d, err
+}
