@@ -102,7 +102,7 @@ func Apply(s State, e *Event, p *plans.Plans) Result {
 	} else {
 		r.applyInvoice(e, p)
 	}
-	see(r.State.Record, e)
+	see(r.State.Record, e.CustomerID, e.CreatedUnixMS)
 	return r
 }
 
@@ -170,18 +170,26 @@ func (r *Result) expire(now int64, p *plans.Plans) {
 	due := record.DueUnixMs
 	record.EvaluatedUnixMs = max(now, record.EvaluatedUnixMs)
 	r.RecordChanged = true
-	content, planBefore := evaluate(record, p), planOf(r.State.Snapshot, p)
-	if sameContent(r.State.Snapshot, content) {
+	r.reevaluate(&webhooksv1.Cause{Source: TimerSource, EventId: TimerID(record.OrganizationId, due), Type: GraceEnded}, due, now, p)
+}
+
+// reevaluate computes the snapshot anew for a reason that is no event of a subscription, and tells of it when that
+// changes it.
+func (r *Result) reevaluate(cause *webhooksv1.Cause, occurred, now int64, p *plans.Plans) {
+	content, before := evaluate(r.State.Record, p), r.State.Snapshot
+	if before == nil {
+		before = None(content.OrganizationId, p)
+	}
+	if sameContent(before, content) {
 		return
 	}
-	cause := TimerID(record.OrganizationId, due)
-	r.take(content, now, &webhooksv1.Cause{Source: TimerSource, EventId: cause, Type: GraceEnded})
+	r.take(content, now, cause)
 	r.Updates = append(r.Updates, Update{
 		Change:         changes[SubscriptionUpdated],
 		Snapshot:       r.State.Snapshot,
-		PreviousPlan:   planBefore,
-		CauseEventID:   cause,
-		OccurredUnixMS: due,
+		PreviousPlan:   before.Plan,
+		CauseEventID:   cause.EventId,
+		OccurredUnixMS: occurred,
 		AcceptedUnixMS: now,
 	})
 }
@@ -241,15 +249,15 @@ func laterThan(e *Event, last interface {
 }
 
 // see keeps what every event adds to the record, stale or not.
-func see(record *webhooksv1.BillingRecord, e *Event) {
-	if at, found := slices.BinarySearch(record.CustomerIds, e.CustomerID); !found {
-		record.CustomerIds = slices.Insert(record.CustomerIds, at, e.CustomerID)
+func see(record *webhooksv1.BillingRecord, customerID string, createdUnixMS int64) {
+	if at, found := slices.BinarySearch(record.CustomerIds, customerID); !found {
+		record.CustomerIds = slices.Insert(record.CustomerIds, at, customerID)
 	}
 	if record.CreatedUnixMs == 0 {
-		record.CreatedUnixMs = e.CreatedUnixMS
+		record.CreatedUnixMs = createdUnixMS
 	}
-	record.CreatedUnixMs = min(record.CreatedUnixMs, e.CreatedUnixMS)
-	record.UpdatedUnixMs = max(record.UpdatedUnixMs, e.CreatedUnixMS)
+	record.CreatedUnixMs = min(record.CreatedUnixMs, createdUnixMS)
+	record.UpdatedUnixMs = max(record.UpdatedUnixMs, createdUnixMS)
 }
 
 // auditRow is the event's entry, but for the time it is recorded, which only the caller has.

@@ -20,6 +20,12 @@ func (t *task) command(tx *stream.Tx, e *event) (result, error) {
 	if !id.ValidOrg(cmd.OrganizationId) || e.organization != "" && e.organization != cmd.OrganizationId {
 		return t.bury(tx, e, reasonNoOrganization), nil
 	}
+	switch action := cmd.Action.(type) {
+	case *webhooksv1.Command_ReleaseAccount:
+		return t.release(tx, e, cmd, action.ReleaseAccount)
+	case *webhooksv1.Command_AdoptAccount:
+		return t.adopt(tx, e, cmd, action.AdoptAccount)
+	}
 	state := endpointState{tx}
 	r, err := t.commands.Apply(state, cmd, tx.Now())
 	if err != nil {

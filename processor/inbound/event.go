@@ -18,11 +18,12 @@ type event struct {
 	organization string
 	acceptedAt   time.Time
 	body         []byte
+	headers      []kgo.RecordHeader
 }
 
 // read takes what the headers say. A record without a time of acceptance was accepted when it was written.
 func read(in *kgo.Record) event {
-	e := event{body: in.Value, acceptedAt: in.Timestamp}
+	e := event{body: in.Value, headers: in.Headers, acceptedAt: in.Timestamp}
 	for _, h := range in.Headers {
 		switch h.Key {
 		case schemas.HeaderSource:

@@ -19,11 +19,12 @@ const (
 	ignored
 	dead
 	refused
+	forwarded
 	results
 )
 
-// names are the labels; the first five are outcomes of events, refused is a command's.
-var names = [results]string{"processed", "stale", "duplicate", "ignored", "dead", "refused"}
+// names are the labels; refused is a command's, forwarded an event's whose account was moved.
+var names = [results]string{"processed", "stale", "duplicate", "ignored", "dead", "refused", "forwarded"}
 
 // otherType stands for the types that are not handled: a label never comes from outside.
 const otherType = "other"

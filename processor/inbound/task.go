@@ -33,6 +33,8 @@ type task struct {
 	partition *stream.Partition
 	tally     tally
 
+	moved moves
+
 	// nextDue is when the earliest timer is due, in milliseconds; it may be earlier than that, never later. 0 = look.
 	nextDue int64
 	// pruned is the day for which everything that is to be forgotten is forgotten.
@@ -75,6 +77,12 @@ func (t *task) event(tx *stream.Tx, e *event) (result, error) {
 		return t.bury(tx, e, reasonNoOrganization), nil
 	case e.eventID == "":
 		return t.bury(tx, e, reasonNoID), nil
+	}
+	if to, err := t.moved.to(tx, e); err != nil {
+		return 0, err
+	} else if to != "" {
+		t.forward(tx, e, to)
+		return forwarded, nil
 	}
 	isNew, err := see(tx, keyOf(e.organization, e.eventID), expiry(tx.Now(), t.retention(e.source)))
 	switch {
@@ -147,7 +155,7 @@ func (t *task) Settled(committed bool) {
 		return
 	}
 	t.tally.reset()
-	t.nextDue, t.pruned = 0, 0
+	t.nextDue, t.pruned, t.moved = 0, 0, moves{}
 	t.partition.Wake()
 }
 

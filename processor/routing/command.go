@@ -8,6 +8,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/betterdata/webhooks/internal/httpapi"
+	"github.com/betterdata/webhooks/internal/id"
 	"github.com/betterdata/webhooks/internal/resource"
 	"github.com/betterdata/webhooks/schemas"
 	webhooksv1 "github.com/betterdata/webhooks/schemas/webhooks/v1"
@@ -75,11 +76,47 @@ func (u unit) connect(account string, cmd *webhooksv1.Command, create *webhooksv
 	}
 	made := proto.CloneOf(wanted)
 	made.OrganizationId, made.Status, made.Learned = cmd.OrganizationId, resource.ConnectionActive, false
-	made.CreatedUnixMs = u.tx.Now().UnixMilli()
+	// Moves of an account are told apart by their time.
+	made.CreatedUnixMs = max(u.tx.Now().UnixMilli(), current.GetCreatedUnixMs()+1)
 	if err := u.put(schemas.Connections, account, made); err != nil {
 		return nil, nil, err
 	}
+	if err := u.tell(cmd, made, current); err != nil {
+		return nil, nil, err
+	}
 	return made, nil, u.drain(account)
+}
+
+// tell lets the organizations know of a new connection: the one that held the account has to hand it over, and one
+// that nobody hands anything must no longer send on what comes to it.
+func (u unit) tell(cmd *webhooksv1.Command, made, before *webhooksv1.Connection) error {
+	org := made.OrganizationId
+	if before != nil {
+		org = before.OrganizationId
+	}
+	told := &webhooksv1.Command{Id: id.Derive(id.Command, "tell", cmd.Id), OrganizationId: org, KeyId: cmd.KeyId, IssuedUnixMs: u.tx.Now().UnixMilli()}
+	if before != nil {
+		told.Action = &webhooksv1.Command_ReleaseAccount{ReleaseAccount: &webhooksv1.ReleaseAccount{
+			Source: made.Source, Account: made.Account, ToOrganizationId: made.OrganizationId, MovedUnixMs: made.CreatedUnixMs,
+		}}
+	} else {
+		told.Action = &webhooksv1.Command_AdoptAccount{AdoptAccount: &webhooksv1.AdoptAccount{
+			Source: made.Source, Account: made.Account, MovedUnixMs: made.CreatedUnixMs,
+		}}
+	}
+	value, err := proto.Marshal(told)
+	if err != nil {
+		return fmt.Errorf("encode command %s: %w", told.Id, err)
+	}
+	u.tx.Emit(schemas.Inbound, org, &kgo.Record{Key: []byte(org), Value: value, Headers: []kgo.RecordHeader{
+		{Key: schemas.HeaderSpecVersion, Value: []byte(schemas.SpecVersion)},
+		{Key: schemas.HeaderID, Value: []byte(told.Id)},
+		{Key: schemas.HeaderSource, Value: []byte(schemas.SourceManagement)},
+		{Key: schemas.HeaderType, Value: []byte(schemas.TypeCommand)},
+		{Key: schemas.HeaderContentType, Value: []byte(schemas.ContentTypeProtobuf)},
+		{Key: schemas.HeaderOrganization, Value: []byte(org)},
+	}})
+	return nil
 }
 
 // disconnect takes connection and route away: later events are held again, as are those not handed on yet.

@@ -84,6 +84,9 @@ func (w *world) outcome(out streamtest.Outputs) *webhooksv1.CommandOutcome {
 func handedOn(out streamtest.Outputs) []string {
 	var all []string
 	for _, r := range out.Topic(schemas.Inbound) {
+		if kafka.ReadHeader(r.Headers, schemas.HeaderType) == schemas.TypeCommand {
+			continue
+		}
 		line := kafka.ReadHeader(r.Headers, schemas.HeaderOrganization) + " " + kafka.ReadHeader(r.Headers, schemas.HeaderID)
 		if kafka.ReadHeader(r.Headers, schemas.HeaderRetained) != "" {
 			line += " held"
@@ -138,7 +141,8 @@ func TestHandedOnIsWhatCame(t *testing.T) {
 	in := event("evt_1", "cus_1", handled, nil)
 	headers, body := append([]kgo.RecordHeader(nil), in.Headers...), string(in.Value)
 	w.Process(in)
-	got := w.Process(connect("org_1", "cus_1", false)).Topic(schemas.Inbound)[0]
+	out := w.Process(connect("org_1", "cus_1", false)).Topic(schemas.Inbound)
+	got := out[len(out)-1]
 	require.Equal(t, body, string(got.Value))
 	require.Equal(t, append(headers,
 		kgo.RecordHeader{Key: schemas.HeaderOrganization, Value: []byte("org_1")},
@@ -217,6 +221,52 @@ func TestConnectAgainAndByOthers(t *testing.T) {
 	require.NotEqual(t, first.Id, moved.Id)
 	require.Equal(t, "org_2", w.route("cus_1"))
 	require.Equal(t, []string{"org_2 evt_1"}, handedOn(w.Process(event("evt_1", "cus_1", handled, nil))))
+}
+
+// told lists the commands that went to organizations.
+func (w *world) told(out streamtest.Outputs) []*webhooksv1.Command {
+	w.t.Helper()
+	var all []*webhooksv1.Command
+	for _, r := range out.Topic(schemas.Inbound) {
+		if kafka.ReadHeader(r.Headers, schemas.HeaderType) != schemas.TypeCommand {
+			continue
+		}
+		cmd := &webhooksv1.Command{}
+		require.NoError(w.t, proto.Unmarshal(r.Value, cmd))
+		require.Equal(w.t, cmd.OrganizationId, kafka.ReadHeader(r.Headers, schemas.HeaderOrganization))
+		require.Equal(w.t, schemas.SourceManagement, kafka.ReadHeader(r.Headers, schemas.HeaderSource))
+		all = append(all, cmd)
+	}
+	return all
+}
+
+func TestOrganizationsAreToldOfTheirAccounts(t *testing.T) {
+	w := newWorld(t)
+	adopted := func(out streamtest.Outputs, org string) {
+		t.Helper()
+		told := w.told(out)
+		require.Len(t, told, 1)
+		require.Equal(t, org, told[0].OrganizationId)
+		adopt := told[0].GetAdoptAccount()
+		require.Equal(t, []string{"stripe", "cus_1"}, []string{adopt.GetSource(), adopt.GetAccount()})
+		require.Empty(t, adopt.Subscriptions)
+	}
+	adopted(w.Process(connect("org_1", "cus_1", false)), "org_1")
+	require.Empty(t, w.told(w.Process(connect("org_1", "cus_1", false))), "nothing new")
+
+	told := w.told(w.Process(connect("org_2", "cus_1", true)))
+	require.Len(t, told, 1)
+	require.Equal(t, "org_1", told[0].OrganizationId)
+	release := told[0].GetReleaseAccount()
+	require.Equal(t, []string{"stripe", "cus_1", "org_2"}, []string{release.Source, release.Account, release.ToOrganizationId})
+
+	var moved webhooksv1.Connection
+	require.NoError(t, proto.Unmarshal(w.Get(schemas.Connections, []byte("stripe/cus_1")), &moved))
+	w.Process(disconnect("org_2", "cus_1", moved.Id))
+	w.Process(event("evt_1", "cus_1", handled, nil))
+	out := w.Process(event("evt_2", "cus_1", handled, map[string]any{"org_id": "org_1"}))
+	adopted(out, "org_1")
+	require.Equal(t, schemas.TypeCommand, kafka.ReadHeader(out.Topic(schemas.Inbound)[0].Headers, schemas.HeaderType), "before the events")
 }
 
 func TestNewAccessTokenIsTaken(t *testing.T) {

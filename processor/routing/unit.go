@@ -98,11 +98,14 @@ func (u unit) withoutAccount(in *kgo.Record, e *event) error {
 func (u unit) learn(in *kgo.Record, e *event, org string) error {
 	u.counts[resultLearned]++
 	account := e.key()
-	err := u.put(schemas.Connections, account, &webhooksv1.Connection{
+	learned := &webhooksv1.Connection{
 		Id: id.Derive(id.Connection, account, e.eventID), OrganizationId: org, Source: e.source, Account: e.account,
 		Learned: true, Status: resource.ConnectionActive, CreatedUnixMs: u.tx.Now().UnixMilli(),
-	})
-	if err != nil {
+	}
+	if err := u.put(schemas.Connections, account, learned); err != nil {
+		return err
+	}
+	if err := u.tell(&webhooksv1.Command{Id: e.eventID}, learned, nil); err != nil {
 		return err
 	}
 	more, err := u.handOn(account, org)

@@ -154,6 +154,60 @@ func (x *BillingRecord) GetDueUnixMs() int64 {
 	return 0
 }
 
+// MovedAccount is the mark that an account's connection was moved from this organization to another: events that were
+// still on their way are sent on. Value of the table `billing`, key `moved/<organization_id>/<source>/<account>`.
+type MovedAccount struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	OrganizationId string                 `protobuf:"bytes,1,opt,name=organization_id,json=organizationId,proto3" json:"organization_id,omitempty"`
+	MovedUnixMs    int64                  `protobuf:"varint,2,opt,name=moved_unix_ms,json=movedUnixMs,proto3" json:"moved_unix_ms,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *MovedAccount) Reset() {
+	*x = MovedAccount{}
+	mi := &file_webhooks_v1_billing_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MovedAccount) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MovedAccount) ProtoMessage() {}
+
+func (x *MovedAccount) ProtoReflect() protoreflect.Message {
+	mi := &file_webhooks_v1_billing_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MovedAccount.ProtoReflect.Descriptor instead.
+func (*MovedAccount) Descriptor() ([]byte, []int) {
+	return file_webhooks_v1_billing_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *MovedAccount) GetOrganizationId() string {
+	if x != nil {
+		return x.OrganizationId
+	}
+	return ""
+}
+
+func (x *MovedAccount) GetMovedUnixMs() int64 {
+	if x != nil {
+		return x.MovedUnixMs
+	}
+	return 0
+}
+
 // Subscription is the newest known state of one subscription.
 type Subscription struct {
 	state      protoimpl.MessageState `protogen:"open.v1"`
@@ -182,7 +236,7 @@ type Subscription struct {
 
 func (x *Subscription) Reset() {
 	*x = Subscription{}
-	mi := &file_webhooks_v1_billing_proto_msgTypes[1]
+	mi := &file_webhooks_v1_billing_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -194,7 +248,7 @@ func (x *Subscription) String() string {
 func (*Subscription) ProtoMessage() {}
 
 func (x *Subscription) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_billing_proto_msgTypes[1]
+	mi := &file_webhooks_v1_billing_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -207,7 +261,7 @@ func (x *Subscription) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Subscription.ProtoReflect.Descriptor instead.
 func (*Subscription) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_billing_proto_rawDescGZIP(), []int{1}
+	return file_webhooks_v1_billing_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *Subscription) GetId() string {
@@ -325,7 +379,7 @@ type SubscriptionPosition struct {
 
 func (x *SubscriptionPosition) Reset() {
 	*x = SubscriptionPosition{}
-	mi := &file_webhooks_v1_billing_proto_msgTypes[2]
+	mi := &file_webhooks_v1_billing_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -337,7 +391,7 @@ func (x *SubscriptionPosition) String() string {
 func (*SubscriptionPosition) ProtoMessage() {}
 
 func (x *SubscriptionPosition) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_billing_proto_msgTypes[2]
+	mi := &file_webhooks_v1_billing_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -350,7 +404,7 @@ func (x *SubscriptionPosition) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubscriptionPosition.ProtoReflect.Descriptor instead.
 func (*SubscriptionPosition) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_billing_proto_rawDescGZIP(), []int{2}
+	return file_webhooks_v1_billing_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *SubscriptionPosition) GetTerminal() bool {
@@ -398,7 +452,7 @@ type MappedItems struct {
 
 func (x *MappedItems) Reset() {
 	*x = MappedItems{}
-	mi := &file_webhooks_v1_billing_proto_msgTypes[3]
+	mi := &file_webhooks_v1_billing_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -410,7 +464,7 @@ func (x *MappedItems) String() string {
 func (*MappedItems) ProtoMessage() {}
 
 func (x *MappedItems) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_billing_proto_msgTypes[3]
+	mi := &file_webhooks_v1_billing_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -423,7 +477,7 @@ func (x *MappedItems) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MappedItems.ProtoReflect.Descriptor instead.
 func (*MappedItems) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_billing_proto_rawDescGZIP(), []int{3}
+	return file_webhooks_v1_billing_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *MappedItems) GetPosition() *SubscriptionPosition {
@@ -451,7 +505,7 @@ type PastDue struct {
 
 func (x *PastDue) Reset() {
 	*x = PastDue{}
-	mi := &file_webhooks_v1_billing_proto_msgTypes[4]
+	mi := &file_webhooks_v1_billing_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -463,7 +517,7 @@ func (x *PastDue) String() string {
 func (*PastDue) ProtoMessage() {}
 
 func (x *PastDue) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_billing_proto_msgTypes[4]
+	mi := &file_webhooks_v1_billing_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -476,7 +530,7 @@ func (x *PastDue) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PastDue.ProtoReflect.Descriptor instead.
 func (*PastDue) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_billing_proto_rawDescGZIP(), []int{4}
+	return file_webhooks_v1_billing_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *PastDue) GetPeriodStartUnixMs() int64 {
@@ -507,7 +561,7 @@ type SubscriptionItem struct {
 
 func (x *SubscriptionItem) Reset() {
 	*x = SubscriptionItem{}
-	mi := &file_webhooks_v1_billing_proto_msgTypes[5]
+	mi := &file_webhooks_v1_billing_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -519,7 +573,7 @@ func (x *SubscriptionItem) String() string {
 func (*SubscriptionItem) ProtoMessage() {}
 
 func (x *SubscriptionItem) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_billing_proto_msgTypes[5]
+	mi := &file_webhooks_v1_billing_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -532,7 +586,7 @@ func (x *SubscriptionItem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubscriptionItem.ProtoReflect.Descriptor instead.
 func (*SubscriptionItem) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_billing_proto_rawDescGZIP(), []int{5}
+	return file_webhooks_v1_billing_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *SubscriptionItem) GetId() string {
@@ -586,7 +640,7 @@ type Payment struct {
 
 func (x *Payment) Reset() {
 	*x = Payment{}
-	mi := &file_webhooks_v1_billing_proto_msgTypes[6]
+	mi := &file_webhooks_v1_billing_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -598,7 +652,7 @@ func (x *Payment) String() string {
 func (*Payment) ProtoMessage() {}
 
 func (x *Payment) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_billing_proto_msgTypes[6]
+	mi := &file_webhooks_v1_billing_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -611,7 +665,7 @@ func (x *Payment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Payment.ProtoReflect.Descriptor instead.
 func (*Payment) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_billing_proto_rawDescGZIP(), []int{6}
+	return file_webhooks_v1_billing_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Payment) GetInvoiceId() string {
@@ -666,7 +720,7 @@ type PaymentFailure struct {
 
 func (x *PaymentFailure) Reset() {
 	*x = PaymentFailure{}
-	mi := &file_webhooks_v1_billing_proto_msgTypes[7]
+	mi := &file_webhooks_v1_billing_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -678,7 +732,7 @@ func (x *PaymentFailure) String() string {
 func (*PaymentFailure) ProtoMessage() {}
 
 func (x *PaymentFailure) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_billing_proto_msgTypes[7]
+	mi := &file_webhooks_v1_billing_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -691,7 +745,7 @@ func (x *PaymentFailure) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PaymentFailure.ProtoReflect.Descriptor instead.
 func (*PaymentFailure) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_billing_proto_rawDescGZIP(), []int{7}
+	return file_webhooks_v1_billing_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *PaymentFailure) GetInvoiceId() string {
@@ -768,7 +822,7 @@ type TenantCapabilitySnapshot struct {
 
 func (x *TenantCapabilitySnapshot) Reset() {
 	*x = TenantCapabilitySnapshot{}
-	mi := &file_webhooks_v1_billing_proto_msgTypes[8]
+	mi := &file_webhooks_v1_billing_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -780,7 +834,7 @@ func (x *TenantCapabilitySnapshot) String() string {
 func (*TenantCapabilitySnapshot) ProtoMessage() {}
 
 func (x *TenantCapabilitySnapshot) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_billing_proto_msgTypes[8]
+	mi := &file_webhooks_v1_billing_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -793,7 +847,7 @@ func (x *TenantCapabilitySnapshot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TenantCapabilitySnapshot.ProtoReflect.Descriptor instead.
 func (*TenantCapabilitySnapshot) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_billing_proto_rawDescGZIP(), []int{8}
+	return file_webhooks_v1_billing_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *TenantCapabilitySnapshot) GetOrganizationId() string {
@@ -906,7 +960,7 @@ type Cause struct {
 
 func (x *Cause) Reset() {
 	*x = Cause{}
-	mi := &file_webhooks_v1_billing_proto_msgTypes[9]
+	mi := &file_webhooks_v1_billing_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -918,7 +972,7 @@ func (x *Cause) String() string {
 func (*Cause) ProtoMessage() {}
 
 func (x *Cause) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_billing_proto_msgTypes[9]
+	mi := &file_webhooks_v1_billing_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -931,7 +985,7 @@ func (x *Cause) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cause.ProtoReflect.Descriptor instead.
 func (*Cause) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_billing_proto_rawDescGZIP(), []int{9}
+	return file_webhooks_v1_billing_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Cause) GetSource() string {
@@ -974,7 +1028,10 @@ const file_webhooks_v1_billing_proto_rawDesc = "" +
 	" \x01(\x03R\x0fevaluatedUnixMs\x12\x1e\n" +
 	"\vdue_unix_ms\x18\v \x01(\x03R\tdueUnixMsB\x0f\n" +
 	"\r_last_paymentB\x0f\n" +
-	"\r_last_failure\"\xf5\x04\n" +
+	"\r_last_failure\"[\n" +
+	"\fMovedAccount\x12'\n" +
+	"\x0forganization_id\x18\x01 \x01(\tR\x0eorganizationId\x12\"\n" +
+	"\rmoved_unix_ms\x18\x02 \x01(\x03R\vmovedUnixMs\"\xf5\x04\n" +
 	"\fSubscription\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1f\n" +
 	"\vcustomer_id\x18\x02 \x01(\tR\n" +
@@ -1073,34 +1130,35 @@ func file_webhooks_v1_billing_proto_rawDescGZIP() []byte {
 	return file_webhooks_v1_billing_proto_rawDescData
 }
 
-var file_webhooks_v1_billing_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
+var file_webhooks_v1_billing_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
 var file_webhooks_v1_billing_proto_goTypes = []any{
 	(*BillingRecord)(nil),            // 0: webhooks.v1.BillingRecord
-	(*Subscription)(nil),             // 1: webhooks.v1.Subscription
-	(*SubscriptionPosition)(nil),     // 2: webhooks.v1.SubscriptionPosition
-	(*MappedItems)(nil),              // 3: webhooks.v1.MappedItems
-	(*PastDue)(nil),                  // 4: webhooks.v1.PastDue
-	(*SubscriptionItem)(nil),         // 5: webhooks.v1.SubscriptionItem
-	(*Payment)(nil),                  // 6: webhooks.v1.Payment
-	(*PaymentFailure)(nil),           // 7: webhooks.v1.PaymentFailure
-	(*TenantCapabilitySnapshot)(nil), // 8: webhooks.v1.TenantCapabilitySnapshot
-	(*Cause)(nil),                    // 9: webhooks.v1.Cause
-	nil,                              // 10: webhooks.v1.TenantCapabilitySnapshot.CapabilitiesEntry
-	nil,                              // 11: webhooks.v1.TenantCapabilitySnapshot.LimitsEntry
+	(*MovedAccount)(nil),             // 1: webhooks.v1.MovedAccount
+	(*Subscription)(nil),             // 2: webhooks.v1.Subscription
+	(*SubscriptionPosition)(nil),     // 3: webhooks.v1.SubscriptionPosition
+	(*MappedItems)(nil),              // 4: webhooks.v1.MappedItems
+	(*PastDue)(nil),                  // 5: webhooks.v1.PastDue
+	(*SubscriptionItem)(nil),         // 6: webhooks.v1.SubscriptionItem
+	(*Payment)(nil),                  // 7: webhooks.v1.Payment
+	(*PaymentFailure)(nil),           // 8: webhooks.v1.PaymentFailure
+	(*TenantCapabilitySnapshot)(nil), // 9: webhooks.v1.TenantCapabilitySnapshot
+	(*Cause)(nil),                    // 10: webhooks.v1.Cause
+	nil,                              // 11: webhooks.v1.TenantCapabilitySnapshot.CapabilitiesEntry
+	nil,                              // 12: webhooks.v1.TenantCapabilitySnapshot.LimitsEntry
 }
 var file_webhooks_v1_billing_proto_depIdxs = []int32{
-	1,  // 0: webhooks.v1.BillingRecord.subscriptions:type_name -> webhooks.v1.Subscription
-	6,  // 1: webhooks.v1.BillingRecord.last_payment:type_name -> webhooks.v1.Payment
-	7,  // 2: webhooks.v1.BillingRecord.last_failure:type_name -> webhooks.v1.PaymentFailure
-	5,  // 3: webhooks.v1.Subscription.items:type_name -> webhooks.v1.SubscriptionItem
-	2,  // 4: webhooks.v1.Subscription.position:type_name -> webhooks.v1.SubscriptionPosition
-	4,  // 5: webhooks.v1.Subscription.past_due:type_name -> webhooks.v1.PastDue
-	3,  // 6: webhooks.v1.Subscription.mapped:type_name -> webhooks.v1.MappedItems
-	2,  // 7: webhooks.v1.MappedItems.position:type_name -> webhooks.v1.SubscriptionPosition
-	5,  // 8: webhooks.v1.MappedItems.items:type_name -> webhooks.v1.SubscriptionItem
-	10, // 9: webhooks.v1.TenantCapabilitySnapshot.capabilities:type_name -> webhooks.v1.TenantCapabilitySnapshot.CapabilitiesEntry
-	11, // 10: webhooks.v1.TenantCapabilitySnapshot.limits:type_name -> webhooks.v1.TenantCapabilitySnapshot.LimitsEntry
-	9,  // 11: webhooks.v1.TenantCapabilitySnapshot.cause:type_name -> webhooks.v1.Cause
+	2,  // 0: webhooks.v1.BillingRecord.subscriptions:type_name -> webhooks.v1.Subscription
+	7,  // 1: webhooks.v1.BillingRecord.last_payment:type_name -> webhooks.v1.Payment
+	8,  // 2: webhooks.v1.BillingRecord.last_failure:type_name -> webhooks.v1.PaymentFailure
+	6,  // 3: webhooks.v1.Subscription.items:type_name -> webhooks.v1.SubscriptionItem
+	3,  // 4: webhooks.v1.Subscription.position:type_name -> webhooks.v1.SubscriptionPosition
+	5,  // 5: webhooks.v1.Subscription.past_due:type_name -> webhooks.v1.PastDue
+	4,  // 6: webhooks.v1.Subscription.mapped:type_name -> webhooks.v1.MappedItems
+	3,  // 7: webhooks.v1.MappedItems.position:type_name -> webhooks.v1.SubscriptionPosition
+	6,  // 8: webhooks.v1.MappedItems.items:type_name -> webhooks.v1.SubscriptionItem
+	11, // 9: webhooks.v1.TenantCapabilitySnapshot.capabilities:type_name -> webhooks.v1.TenantCapabilitySnapshot.CapabilitiesEntry
+	12, // 10: webhooks.v1.TenantCapabilitySnapshot.limits:type_name -> webhooks.v1.TenantCapabilitySnapshot.LimitsEntry
+	10, // 11: webhooks.v1.TenantCapabilitySnapshot.cause:type_name -> webhooks.v1.Cause
 	12, // [12:12] is the sub-list for method output_type
 	12, // [12:12] is the sub-list for method input_type
 	12, // [12:12] is the sub-list for extension type_name
@@ -1114,17 +1172,17 @@ func file_webhooks_v1_billing_proto_init() {
 		return
 	}
 	file_webhooks_v1_billing_proto_msgTypes[0].OneofWrappers = []any{}
-	file_webhooks_v1_billing_proto_msgTypes[1].OneofWrappers = []any{}
-	file_webhooks_v1_billing_proto_msgTypes[5].OneofWrappers = []any{}
+	file_webhooks_v1_billing_proto_msgTypes[2].OneofWrappers = []any{}
 	file_webhooks_v1_billing_proto_msgTypes[6].OneofWrappers = []any{}
 	file_webhooks_v1_billing_proto_msgTypes[7].OneofWrappers = []any{}
+	file_webhooks_v1_billing_proto_msgTypes[8].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_webhooks_v1_billing_proto_rawDesc), len(file_webhooks_v1_billing_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   12,
+			NumMessages:   13,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

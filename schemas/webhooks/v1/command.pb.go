@@ -39,6 +39,8 @@ type Command struct {
 	//	*Command_DisableEndpoint
 	//	*Command_CreateConnection
 	//	*Command_DeleteConnection
+	//	*Command_ReleaseAccount
+	//	*Command_AdoptAccount
 	Action        isCommand_Action `protobuf_oneof:"action"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -163,6 +165,24 @@ func (x *Command) GetDeleteConnection() *DeleteConnection {
 	return nil
 }
 
+func (x *Command) GetReleaseAccount() *ReleaseAccount {
+	if x != nil {
+		if x, ok := x.Action.(*Command_ReleaseAccount); ok {
+			return x.ReleaseAccount
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetAdoptAccount() *AdoptAccount {
+	if x != nil {
+		if x, ok := x.Action.(*Command_AdoptAccount); ok {
+			return x.AdoptAccount
+		}
+	}
+	return nil
+}
+
 type isCommand_Action interface {
 	isCommand_Action()
 }
@@ -191,6 +211,14 @@ type Command_DeleteConnection struct {
 	DeleteConnection *DeleteConnection `protobuf:"bytes,21,opt,name=delete_connection,json=deleteConnection,proto3,oneof"`
 }
 
+type Command_ReleaseAccount struct {
+	ReleaseAccount *ReleaseAccount `protobuf:"bytes,30,opt,name=release_account,json=releaseAccount,proto3,oneof"`
+}
+
+type Command_AdoptAccount struct {
+	AdoptAccount *AdoptAccount `protobuf:"bytes,31,opt,name=adopt_account,json=adoptAccount,proto3,oneof"`
+}
+
 func (*Command_CreateEndpoint) isCommand_Action() {}
 
 func (*Command_UpdateEndpoint) isCommand_Action() {}
@@ -202,6 +230,10 @@ func (*Command_DisableEndpoint) isCommand_Action() {}
 func (*Command_CreateConnection) isCommand_Action() {}
 
 func (*Command_DeleteConnection) isCommand_Action() {}
+
+func (*Command_ReleaseAccount) isCommand_Action() {}
+
+func (*Command_AdoptAccount) isCommand_Action() {}
 
 // CreateEndpoint carries the request as asked for, its secrets already sealed by the edge.
 type CreateEndpoint struct {
@@ -619,6 +651,146 @@ func (x *DeleteConnection) GetAccount() string {
 	return ""
 }
 
+// ReleaseAccount tells the organization that held an account that it was moved to another. It comes from the account's
+// owner, in the transaction of the move; nobody waits for an outcome.
+type ReleaseAccount struct {
+	state            protoimpl.MessageState `protogen:"open.v1"`
+	Source           string                 `protobuf:"bytes,1,opt,name=source,proto3" json:"source,omitempty"`
+	Account          string                 `protobuf:"bytes,2,opt,name=account,proto3" json:"account,omitempty"`
+	ToOrganizationId string                 `protobuf:"bytes,3,opt,name=to_organization_id,json=toOrganizationId,proto3" json:"to_organization_id,omitempty"`
+	// When it was moved. A later move of the account has a later time.
+	MovedUnixMs   int64 `protobuf:"varint,4,opt,name=moved_unix_ms,json=movedUnixMs,proto3" json:"moved_unix_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReleaseAccount) Reset() {
+	*x = ReleaseAccount{}
+	mi := &file_webhooks_v1_command_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReleaseAccount) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReleaseAccount) ProtoMessage() {}
+
+func (x *ReleaseAccount) ProtoReflect() protoreflect.Message {
+	mi := &file_webhooks_v1_command_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReleaseAccount.ProtoReflect.Descriptor instead.
+func (*ReleaseAccount) Descriptor() ([]byte, []int) {
+	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *ReleaseAccount) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+func (x *ReleaseAccount) GetAccount() string {
+	if x != nil {
+		return x.Account
+	}
+	return ""
+}
+
+func (x *ReleaseAccount) GetToOrganizationId() string {
+	if x != nil {
+		return x.ToOrganizationId
+	}
+	return ""
+}
+
+func (x *ReleaseAccount) GetMovedUnixMs() int64 {
+	if x != nil {
+		return x.MovedUnixMs
+	}
+	return 0
+}
+
+// AdoptAccount tells an organization that an account is connected to it, and what another one knew of it.
+type AdoptAccount struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Source        string                 `protobuf:"bytes,1,opt,name=source,proto3" json:"source,omitempty"`
+	Account       string                 `protobuf:"bytes,2,opt,name=account,proto3" json:"account,omitempty"`
+	MovedUnixMs   int64                  `protobuf:"varint,3,opt,name=moved_unix_ms,json=movedUnixMs,proto3" json:"moved_unix_ms,omitempty"`
+	Subscriptions []*Subscription        `protobuf:"bytes,4,rep,name=subscriptions,proto3" json:"subscriptions,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AdoptAccount) Reset() {
+	*x = AdoptAccount{}
+	mi := &file_webhooks_v1_command_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AdoptAccount) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AdoptAccount) ProtoMessage() {}
+
+func (x *AdoptAccount) ProtoReflect() protoreflect.Message {
+	mi := &file_webhooks_v1_command_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AdoptAccount.ProtoReflect.Descriptor instead.
+func (*AdoptAccount) Descriptor() ([]byte, []int) {
+	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *AdoptAccount) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+func (x *AdoptAccount) GetAccount() string {
+	if x != nil {
+		return x.Account
+	}
+	return ""
+}
+
+func (x *AdoptAccount) GetMovedUnixMs() int64 {
+	if x != nil {
+		return x.MovedUnixMs
+	}
+	return 0
+}
+
+func (x *AdoptAccount) GetSubscriptions() []*Subscription {
+	if x != nil {
+		return x.Subscriptions
+	}
+	return nil
+}
+
 // CommandOutcome is written to `command-outcomes` in the command's transaction, refusals too.
 type CommandOutcome struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
@@ -636,7 +808,7 @@ type CommandOutcome struct {
 
 func (x *CommandOutcome) Reset() {
 	*x = CommandOutcome{}
-	mi := &file_webhooks_v1_command_proto_msgTypes[8]
+	mi := &file_webhooks_v1_command_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -648,7 +820,7 @@ func (x *CommandOutcome) String() string {
 func (*CommandOutcome) ProtoMessage() {}
 
 func (x *CommandOutcome) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_command_proto_msgTypes[8]
+	mi := &file_webhooks_v1_command_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -661,7 +833,7 @@ func (x *CommandOutcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommandOutcome.ProtoReflect.Descriptor instead.
 func (*CommandOutcome) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{8}
+	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *CommandOutcome) GetCommandId() string {
@@ -750,7 +922,7 @@ type Deleted struct {
 
 func (x *Deleted) Reset() {
 	*x = Deleted{}
-	mi := &file_webhooks_v1_command_proto_msgTypes[9]
+	mi := &file_webhooks_v1_command_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -762,7 +934,7 @@ func (x *Deleted) String() string {
 func (*Deleted) ProtoMessage() {}
 
 func (x *Deleted) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_command_proto_msgTypes[9]
+	mi := &file_webhooks_v1_command_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -775,7 +947,7 @@ func (x *Deleted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Deleted.ProtoReflect.Descriptor instead.
 func (*Deleted) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{9}
+	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{11}
 }
 
 // Refusal is a problem of RFC 9457, ready to be answered.
@@ -791,7 +963,7 @@ type Refusal struct {
 
 func (x *Refusal) Reset() {
 	*x = Refusal{}
-	mi := &file_webhooks_v1_command_proto_msgTypes[10]
+	mi := &file_webhooks_v1_command_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -803,7 +975,7 @@ func (x *Refusal) String() string {
 func (*Refusal) ProtoMessage() {}
 
 func (x *Refusal) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_command_proto_msgTypes[10]
+	mi := &file_webhooks_v1_command_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -816,7 +988,7 @@ func (x *Refusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refusal.ProtoReflect.Descriptor instead.
 func (*Refusal) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{10}
+	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Refusal) GetStatus() uint32 {
@@ -858,7 +1030,7 @@ type FieldError struct {
 
 func (x *FieldError) Reset() {
 	*x = FieldError{}
-	mi := &file_webhooks_v1_command_proto_msgTypes[11]
+	mi := &file_webhooks_v1_command_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -870,7 +1042,7 @@ func (x *FieldError) String() string {
 func (*FieldError) ProtoMessage() {}
 
 func (x *FieldError) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_command_proto_msgTypes[11]
+	mi := &file_webhooks_v1_command_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -883,7 +1055,7 @@ func (x *FieldError) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FieldError.ProtoReflect.Descriptor instead.
 func (*FieldError) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{11}
+	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *FieldError) GetPointer() string {
@@ -904,7 +1076,7 @@ var File_webhooks_v1_command_proto protoreflect.FileDescriptor
 
 const file_webhooks_v1_command_proto_rawDesc = "" +
 	"\n" +
-	"\x19webhooks/v1/command.proto\x12\vwebhooks.v1\x1a\x1cwebhooks/v1/connection.proto\x1a\x1awebhooks/v1/endpoint.proto\"\xc8\x04\n" +
+	"\x19webhooks/v1/command.proto\x12\vwebhooks.v1\x1a\x19webhooks/v1/billing.proto\x1a\x1cwebhooks/v1/connection.proto\x1a\x1awebhooks/v1/endpoint.proto\"\xd2\x05\n" +
 	"\aCommand\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12'\n" +
 	"\x0forganization_id\x18\x02 \x01(\tR\x0eorganizationId\x12\x15\n" +
@@ -916,7 +1088,9 @@ const file_webhooks_v1_command_proto_rawDesc = "" +
 	"\x0fdelete_endpoint\x18\f \x01(\v2\x1b.webhooks.v1.DeleteEndpointH\x00R\x0edeleteEndpoint\x12I\n" +
 	"\x10disable_endpoint\x18\r \x01(\v2\x1c.webhooks.v1.DisableEndpointH\x00R\x0fdisableEndpoint\x12L\n" +
 	"\x11create_connection\x18\x14 \x01(\v2\x1d.webhooks.v1.CreateConnectionH\x00R\x10createConnection\x12L\n" +
-	"\x11delete_connection\x18\x15 \x01(\v2\x1d.webhooks.v1.DeleteConnectionH\x00R\x10deleteConnectionB\b\n" +
+	"\x11delete_connection\x18\x15 \x01(\v2\x1d.webhooks.v1.DeleteConnectionH\x00R\x10deleteConnection\x12F\n" +
+	"\x0frelease_account\x18\x1e \x01(\v2\x1b.webhooks.v1.ReleaseAccountH\x00R\x0ereleaseAccount\x12@\n" +
+	"\radopt_account\x18\x1f \x01(\v2\x19.webhooks.v1.AdoptAccountH\x00R\fadoptAccountB\b\n" +
 	"\x06action\"C\n" +
 	"\x0eCreateEndpoint\x121\n" +
 	"\bendpoint\x18\x01 \x01(\v2\x15.webhooks.v1.EndpointR\bendpoint\"\xcc\x02\n" +
@@ -955,7 +1129,17 @@ const file_webhooks_v1_command_proto_rawDesc = "" +
 	"\x10DeleteConnection\x12#\n" +
 	"\rconnection_id\x18\x01 \x01(\tR\fconnectionId\x12\x16\n" +
 	"\x06source\x18\x02 \x01(\tR\x06source\x12\x18\n" +
-	"\aaccount\x18\x03 \x01(\tR\aaccount\"\x8d\x02\n" +
+	"\aaccount\x18\x03 \x01(\tR\aaccount\"\x94\x01\n" +
+	"\x0eReleaseAccount\x12\x16\n" +
+	"\x06source\x18\x01 \x01(\tR\x06source\x12\x18\n" +
+	"\aaccount\x18\x02 \x01(\tR\aaccount\x12,\n" +
+	"\x12to_organization_id\x18\x03 \x01(\tR\x10toOrganizationId\x12\"\n" +
+	"\rmoved_unix_ms\x18\x04 \x01(\x03R\vmovedUnixMs\"\xa5\x01\n" +
+	"\fAdoptAccount\x12\x16\n" +
+	"\x06source\x18\x01 \x01(\tR\x06source\x12\x18\n" +
+	"\aaccount\x18\x02 \x01(\tR\aaccount\x12\"\n" +
+	"\rmoved_unix_ms\x18\x03 \x01(\x03R\vmovedUnixMs\x12?\n" +
+	"\rsubscriptions\x18\x04 \x03(\v2\x19.webhooks.v1.SubscriptionR\rsubscriptions\"\x8d\x02\n" +
 	"\x0eCommandOutcome\x12\x1d\n" +
 	"\n" +
 	"command_id\x18\x01 \x01(\tR\tcommandId\x123\n" +
@@ -989,7 +1173,7 @@ func file_webhooks_v1_command_proto_rawDescGZIP() []byte {
 	return file_webhooks_v1_command_proto_rawDescData
 }
 
-var file_webhooks_v1_command_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
+var file_webhooks_v1_command_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
 var file_webhooks_v1_command_proto_goTypes = []any{
 	(*Command)(nil),          // 0: webhooks.v1.Command
 	(*CreateEndpoint)(nil),   // 1: webhooks.v1.CreateEndpoint
@@ -999,13 +1183,16 @@ var file_webhooks_v1_command_proto_goTypes = []any{
 	(*DisableEndpoint)(nil),  // 5: webhooks.v1.DisableEndpoint
 	(*CreateConnection)(nil), // 6: webhooks.v1.CreateConnection
 	(*DeleteConnection)(nil), // 7: webhooks.v1.DeleteConnection
-	(*CommandOutcome)(nil),   // 8: webhooks.v1.CommandOutcome
-	(*Deleted)(nil),          // 9: webhooks.v1.Deleted
-	(*Refusal)(nil),          // 10: webhooks.v1.Refusal
-	(*FieldError)(nil),       // 11: webhooks.v1.FieldError
-	(*Endpoint)(nil),         // 12: webhooks.v1.Endpoint
-	(*SigningSecret)(nil),    // 13: webhooks.v1.SigningSecret
-	(*Connection)(nil),       // 14: webhooks.v1.Connection
+	(*ReleaseAccount)(nil),   // 8: webhooks.v1.ReleaseAccount
+	(*AdoptAccount)(nil),     // 9: webhooks.v1.AdoptAccount
+	(*CommandOutcome)(nil),   // 10: webhooks.v1.CommandOutcome
+	(*Deleted)(nil),          // 11: webhooks.v1.Deleted
+	(*Refusal)(nil),          // 12: webhooks.v1.Refusal
+	(*FieldError)(nil),       // 13: webhooks.v1.FieldError
+	(*Endpoint)(nil),         // 14: webhooks.v1.Endpoint
+	(*SigningSecret)(nil),    // 15: webhooks.v1.SigningSecret
+	(*Connection)(nil),       // 16: webhooks.v1.Connection
+	(*Subscription)(nil),     // 17: webhooks.v1.Subscription
 }
 var file_webhooks_v1_command_proto_depIdxs = []int32{
 	1,  // 0: webhooks.v1.Command.create_endpoint:type_name -> webhooks.v1.CreateEndpoint
@@ -1014,21 +1201,24 @@ var file_webhooks_v1_command_proto_depIdxs = []int32{
 	5,  // 3: webhooks.v1.Command.disable_endpoint:type_name -> webhooks.v1.DisableEndpoint
 	6,  // 4: webhooks.v1.Command.create_connection:type_name -> webhooks.v1.CreateConnection
 	7,  // 5: webhooks.v1.Command.delete_connection:type_name -> webhooks.v1.DeleteConnection
-	12, // 6: webhooks.v1.CreateEndpoint.endpoint:type_name -> webhooks.v1.Endpoint
-	3,  // 7: webhooks.v1.UpdateEndpoint.headers:type_name -> webhooks.v1.SealedHeaders
-	13, // 8: webhooks.v1.UpdateEndpoint.secret:type_name -> webhooks.v1.SigningSecret
-	13, // 9: webhooks.v1.UpdateEndpoint.private_key:type_name -> webhooks.v1.SigningSecret
-	14, // 10: webhooks.v1.CreateConnection.connection:type_name -> webhooks.v1.Connection
-	12, // 11: webhooks.v1.CommandOutcome.endpoint:type_name -> webhooks.v1.Endpoint
-	14, // 12: webhooks.v1.CommandOutcome.connection:type_name -> webhooks.v1.Connection
-	9,  // 13: webhooks.v1.CommandOutcome.deleted:type_name -> webhooks.v1.Deleted
-	10, // 14: webhooks.v1.CommandOutcome.refusal:type_name -> webhooks.v1.Refusal
-	11, // 15: webhooks.v1.Refusal.errors:type_name -> webhooks.v1.FieldError
-	16, // [16:16] is the sub-list for method output_type
-	16, // [16:16] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	8,  // 6: webhooks.v1.Command.release_account:type_name -> webhooks.v1.ReleaseAccount
+	9,  // 7: webhooks.v1.Command.adopt_account:type_name -> webhooks.v1.AdoptAccount
+	14, // 8: webhooks.v1.CreateEndpoint.endpoint:type_name -> webhooks.v1.Endpoint
+	3,  // 9: webhooks.v1.UpdateEndpoint.headers:type_name -> webhooks.v1.SealedHeaders
+	15, // 10: webhooks.v1.UpdateEndpoint.secret:type_name -> webhooks.v1.SigningSecret
+	15, // 11: webhooks.v1.UpdateEndpoint.private_key:type_name -> webhooks.v1.SigningSecret
+	16, // 12: webhooks.v1.CreateConnection.connection:type_name -> webhooks.v1.Connection
+	17, // 13: webhooks.v1.AdoptAccount.subscriptions:type_name -> webhooks.v1.Subscription
+	14, // 14: webhooks.v1.CommandOutcome.endpoint:type_name -> webhooks.v1.Endpoint
+	16, // 15: webhooks.v1.CommandOutcome.connection:type_name -> webhooks.v1.Connection
+	11, // 16: webhooks.v1.CommandOutcome.deleted:type_name -> webhooks.v1.Deleted
+	12, // 17: webhooks.v1.CommandOutcome.refusal:type_name -> webhooks.v1.Refusal
+	13, // 18: webhooks.v1.Refusal.errors:type_name -> webhooks.v1.FieldError
+	19, // [19:19] is the sub-list for method output_type
+	19, // [19:19] is the sub-list for method input_type
+	19, // [19:19] is the sub-list for extension type_name
+	19, // [19:19] is the sub-list for extension extendee
+	0,  // [0:19] is the sub-list for field type_name
 }
 
 func init() { file_webhooks_v1_command_proto_init() }
@@ -1036,6 +1226,7 @@ func file_webhooks_v1_command_proto_init() {
 	if File_webhooks_v1_command_proto != nil {
 		return
 	}
+	file_webhooks_v1_billing_proto_init()
 	file_webhooks_v1_connection_proto_init()
 	file_webhooks_v1_endpoint_proto_init()
 	file_webhooks_v1_command_proto_msgTypes[0].OneofWrappers = []any{
@@ -1045,9 +1236,11 @@ func file_webhooks_v1_command_proto_init() {
 		(*Command_DisableEndpoint)(nil),
 		(*Command_CreateConnection)(nil),
 		(*Command_DeleteConnection)(nil),
+		(*Command_ReleaseAccount)(nil),
+		(*Command_AdoptAccount)(nil),
 	}
 	file_webhooks_v1_command_proto_msgTypes[2].OneofWrappers = []any{}
-	file_webhooks_v1_command_proto_msgTypes[8].OneofWrappers = []any{
+	file_webhooks_v1_command_proto_msgTypes[10].OneofWrappers = []any{
 		(*CommandOutcome_Endpoint)(nil),
 		(*CommandOutcome_Connection)(nil),
 		(*CommandOutcome_Deleted)(nil),
@@ -1059,7 +1252,7 @@ func file_webhooks_v1_command_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_webhooks_v1_command_proto_rawDesc), len(file_webhooks_v1_command_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   12,
+			NumMessages:   14,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

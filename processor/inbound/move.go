@@ -1,0 +1,197 @@
+package inbound
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/betterdata/webhooks/internal/id"
+	"github.com/betterdata/webhooks/internal/stream"
+	"github.com/betterdata/webhooks/processor/billing"
+	"github.com/betterdata/webhooks/schemas"
+	webhooksv1 "github.com/betterdata/webhooks/schemas/webhooks/v1"
+)
+
+// When the owner of an account moves its connection from one organization to another, it tells the first to release
+// the account. The first takes what it knows of the account out of its state, leaves a mark, and hands it to the second
+// by an adopt command; all that in one transaction each, so nothing is lost or there twice. The mark sends on what still
+// comes to the first, from an edge that has not seen the new route: it arrives after the adopt command, since both go
+// from one partition to one partition in order.
+//
+// An adopt command that comes to an organization which has had to release the account again since is sent on likewise;
+// a later one takes the mark away. A mark has no say over events accepted long after the move: they come because the
+// account is connected here again.
+
+// moveWindow is how long after a move an edge may still follow the old route. Its copy of the routes is seconds behind
+// at most.
+const moveWindow = time.Minute
+
+// movedPrefix begins the keys of marks in the store `billing`. An organization's own key has no slash.
+const movedPrefix = "moved/"
+
+func movedKey(organization, source, account string) string {
+	return movedPrefix + organization + "/" + source + "/" + account
+}
+
+// moves are the marks of a partition. They are few, and every event asks for one, so they are kept in memory; the
+// zero value reads them when it is first asked.
+type moves struct {
+	marks map[string]*webhooksv1.MovedAccount
+}
+
+func (m *moves) load(tx *stream.Tx) error {
+	if m.marks != nil {
+		return nil
+	}
+	marks := map[string]*webhooksv1.MovedAccount{}
+	var broken error
+	err := tx.Scan(schemas.Billing, []byte(movedPrefix), nil, func(key, value []byte) bool {
+		mark := &webhooksv1.MovedAccount{}
+		if broken = proto.Unmarshal(value, mark); broken != nil {
+			broken = fmt.Errorf("decode %s: %w", key, broken)
+			return false
+		}
+		marks[string(key)] = mark
+		return true
+	})
+	if err == nil {
+		err = broken
+	}
+	if err != nil {
+		return fmt.Errorf("read moved accounts: %w", err)
+	}
+	m.marks = marks
+	return nil
+}
+
+// to is the organization that an event is to be sent on to, "" for none.
+func (m *moves) to(tx *stream.Tx, e *event) (string, error) {
+	if err := m.load(tx); err != nil || len(m.marks) == 0 {
+		return "", err
+	}
+	mark := m.marks[movedKey(e.organization, e.source, e.account)]
+	if mark == nil || e.acceptedAt.After(time.UnixMilli(mark.MovedUnixMs).Add(moveWindow)) {
+		return "", nil
+	}
+	return mark.OrganizationId, nil
+}
+
+func (m *moves) set(tx *stream.Tx, key string, mark *webhooksv1.MovedAccount) error {
+	value, err := proto.Marshal(mark)
+	if err != nil {
+		return fmt.Errorf("encode %s: %w", key, err)
+	}
+	tx.Put(schemas.Billing, []byte(key), value)
+	m.marks[key] = mark
+	return nil
+}
+
+func (m *moves) clear(tx *stream.Tx, key string) {
+	if m.marks[key] != nil {
+		tx.Delete(schemas.Billing, []byte(key))
+		delete(m.marks, key)
+	}
+}
+
+// release hands an account over to the organization it was moved to.
+func (t *task) release(tx *stream.Tx, e *event, cmd *webhooksv1.Command, r *webhooksv1.ReleaseAccount) (result, error) {
+	if !id.ValidOrg(r.ToOrganizationId) || r.Account == "" || strings.Contains(r.Source, "/") {
+		return t.bury(tx, e, reasonCommand), nil
+	}
+	if err := t.moved.load(tx); err != nil {
+		return 0, err
+	}
+	key := movedKey(cmd.OrganizationId, r.Source, r.Account)
+	adopt := &webhooksv1.AdoptAccount{Source: r.Source, Account: r.Account, MovedUnixMs: r.MovedUnixMs}
+	if r.Source == schemas.SourceStripe {
+		state, err := stateOf(tx, cmd.OrganizationId)
+		if err != nil {
+			return 0, err
+		}
+		var released billing.Result
+		released, adopt.Subscriptions = billing.Release(state, moveOf(tx, cmd, r.Account), t.cfg.Plans)
+		effects, err := t.effectsOf(tx, cmd.OrganizationId, &released)
+		if err != nil {
+			return 0, err
+		}
+		t.write(tx, effects)
+	}
+	if err := t.moved.set(tx, key, &webhooksv1.MovedAccount{OrganizationId: r.ToOrganizationId, MovedUnixMs: r.MovedUnixMs}); err != nil {
+		return 0, err
+	}
+	t.hand(tx, &webhooksv1.Command{
+		Id:             id.Derive(id.Command, "adopt", cmd.Id),
+		OrganizationId: r.ToOrganizationId,
+		IssuedUnixMs:   tx.Now().UnixMilli(),
+		Action:         &webhooksv1.Command_AdoptAccount{AdoptAccount: adopt},
+	})
+	return processed, nil
+}
+
+// adopt takes an account over.
+func (t *task) adopt(tx *stream.Tx, e *event, cmd *webhooksv1.Command, a *webhooksv1.AdoptAccount) (result, error) {
+	if err := t.moved.load(tx); err != nil {
+		return 0, err
+	}
+	key := movedKey(cmd.OrganizationId, a.Source, a.Account)
+	if mark := t.moved.marks[key]; mark != nil && mark.MovedUnixMs > a.MovedUnixMs {
+		cmd.OrganizationId = mark.OrganizationId
+		t.hand(tx, cmd)
+		return forwarded, nil
+	}
+	state, err := stateOf(tx, cmd.OrganizationId)
+	if err != nil {
+		return 0, err
+	}
+	adopted := billing.Adopt(state, moveOf(tx, cmd, a.Account), a.Subscriptions, t.cfg.Plans)
+	effects, err := t.effectsOf(tx, cmd.OrganizationId, &adopted)
+	if err != nil {
+		return 0, err
+	}
+	if !effects.fit() {
+		return t.bury(tx, e, reasonTooLarge), nil
+	}
+	t.moved.clear(tx, key)
+	t.write(tx, effects)
+	return processed, nil
+}
+
+func moveOf(tx *stream.Tx, cmd *webhooksv1.Command, account string) billing.Move {
+	return billing.Move{
+		Organization: cmd.OrganizationId, CustomerID: account, CauseID: cmd.Id, AtUnixMS: tx.Now().UnixMilli(),
+	}
+}
+
+// hand sends a command to the owner of its organization.
+func (t *task) hand(tx *stream.Tx, cmd *webhooksv1.Command) {
+	value, err := proto.Marshal(cmd)
+	if err != nil {
+		panic("BUG: a command does not encode: " + err.Error())
+	}
+	tx.Emit(schemas.Inbound, cmd.OrganizationId, &kgo.Record{
+		Key: []byte(cmd.OrganizationId), Value: value,
+		Headers: []kgo.RecordHeader{
+			{Key: schemas.HeaderSpecVersion, Value: []byte(schemas.SpecVersion)},
+			{Key: schemas.HeaderID, Value: []byte(cmd.Id)},
+			{Key: schemas.HeaderSource, Value: []byte(schemas.SourceManagement)},
+			{Key: schemas.HeaderType, Value: []byte(schemas.TypeCommand)},
+			{Key: schemas.HeaderContentType, Value: []byte(schemas.ContentTypeProtobuf)},
+			{Key: schemas.HeaderOrganization, Value: []byte(cmd.OrganizationId)},
+		},
+	})
+}
+
+// forward sends an event on to the organization that its account was moved to.
+func (t *task) forward(tx *stream.Tx, e *event, to string) {
+	headers := make([]kgo.RecordHeader, 0, len(e.headers))
+	for _, h := range e.headers {
+		if h.Key != schemas.HeaderOrganization {
+			headers = append(headers, h)
+		}
+	}
+	headers = append(headers, kgo.RecordHeader{Key: schemas.HeaderOrganization, Value: []byte(to)})
+	tx.Emit(schemas.Inbound, to, &kgo.Record{Key: []byte(to), Value: e.body, Headers: headers})
+}
