@@ -116,20 +116,24 @@ func (s *service) addTopics() {
 	})
 }
 
-// addTables opens the copies of tables that this process reads, one of each, and runs them.
+// addTables opens the copies of tables that this process reads, one of each, and runs them. They close with their stage,
+// while the broker that they read from is still there.
 func (s *service) addTables(topics ...string) error {
+	var runs []func(context.Context) error
 	for _, topic := range topics {
 		c, err := table.New(table.Config{Kafka: s.kafka, StateDir: s.stateDir(), Topic: topic}, s.log, s.reg)
 		if err != nil {
 			return err
 		}
-		s.closers = append(s.closers, c.Close)
+		closing := sync.OnceValue(c.Close)
+		s.closers = append(s.closers, closing)
 		s.tables[topic] = c
+		runs = append(runs, func(ctx context.Context) error { return errors.Join(c.Run(ctx), closing()) })
 	}
 	s.add("tables", func(ctx context.Context) error {
 		group, ctx := errgroup.WithContext(ctx)
-		for _, c := range s.tables {
-			group.Go(func() error { return c.Run(ctx) })
+		for _, run := range runs {
+			group.Go(func() error { return run(ctx) })
 		}
 		return group.Wait()
 	}, func(ctx context.Context) error {
@@ -153,13 +157,19 @@ type rows struct {
 	migrate func(context.Context) error
 }
 
-// openRows connects to nothing yet: without ClickHouse the record is late and everything else goes on.
+// openRows opens the connections of this process to ClickHouse, and adds the stage that closes them. Nothing connects yet: without ClickHouse the record is late and everything else goes on.
 func (s *service) openRows(ctx context.Context, c settings.ClickHouse, url string) error {
 	conn, err := clickhouse.Open(ctx, url)
 	if err != nil {
 		return err
 	}
-	s.closers = append(s.closers, conn.Close)
+	closing := sync.OnceValue(conn.Close)
+	s.closers = append(s.closers, closing)
+	// A server that stops waits for its connections to be closed.
+	s.add("rows", func(ctx context.Context) error {
+		<-ctx.Done()
+		return closing()
+	}, nil)
 	var mu sync.Mutex
 	made := false
 	s.rows = &rows{conn: conn, migrate: func(ctx context.Context) error {
