@@ -6,6 +6,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/betterdata/webhooks/schemas/eventtypes"
 	webhooksv1 "github.com/betterdata/webhooks/schemas/webhooks/v1"
 )
 
@@ -18,6 +19,25 @@ func TestUpdateData(t *testing.T) {
 		"limits":{"locations":2},"graceUntil":null,"periodEnd":"`+at(period1+30*day)+`","subscriptionIds":["sub_1"],"unmappedPrices":[],
 		"computedAt":"`+at(period1)+`","cause":{"source":"stripe","eventId":"evt_1","type":"customer.subscription.created"}}}`,
 		asJSON(t, results[0].Updates[0].Data()))
+}
+
+// What is sent out is what the catalogue of event types promises.
+func TestUpdateDataHoldsItsSchema(t *testing.T) {
+	catalogue, err := eventtypes.Load()
+	require.NoError(t, err)
+	s, results := apply(t, parsedPlans(t),
+		sub{"evt_1", SubscriptionCreated, "sub_1", "active", "price_none", period1, period1, 0},
+		sub{"evt_2", SubscriptionUpdated, "sub_1", pastDue, "price_starter", period1 + 1, period1, 0},
+		sub{"evt_3", SubscriptionCreated, "sub_2", pastDue, "price_pro", period1 + 2, period1, 0},
+	)
+	results = append(results, Expire(s, s.Record.DueUnixMs, parsedPlans(t)))
+	for _, r := range results {
+		for _, u := range r.Updates {
+			violations, err := catalogue.Validate("subscription.updated", []byte(asJSON(t, u.Data())))
+			require.NoError(t, err)
+			require.Empty(t, violations)
+		}
+	}
 }
 
 func TestNone(t *testing.T) {
