@@ -87,6 +87,8 @@ type Deps struct {
 const (
 	defaultMaxBody      = 1 << 20
 	defaultDrainTimeout = 15 * time.Second
+	// restTimeout bounds, after that, what is left for Kafka.
+	restTimeout = 3 * time.Second
 	// openEvery is how often a starting edge looks whether it can begin.
 	openEvery = 20 * time.Millisecond
 )
@@ -211,16 +213,22 @@ func (e *Edge) Run(ctx context.Context) error {
 	return errors.Join(err, group.Wait())
 }
 
-// drain finishes what is open, in the order of the flow.
+// drain finishes what is open, in the order of the flow. Whatever Kafka does, it ends: what it could not hand over is
+// rows of refusals, and records whose senders were answered 503.
 func (e *Edge) drain(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, e.cfg.DrainTimeout)
+	open, cancel := context.WithTimeout(ctx, e.cfg.DrainTimeout)
 	defer cancel()
-	err := e.server.ShutdownWithContext(ctx)
+	err := e.server.ShutdownWithContext(open)
 	if err != nil {
 		err = fmt.Errorf("answer the open requests: %w", err)
 	}
-	e.rejections.Drain(ctx)
-	return errors.Join(err, e.producer.Close(ctx))
+	rest, cancel := context.WithTimeout(ctx, restTimeout)
+	defer cancel()
+	e.rejections.Drain(rest)
+	if unsent := e.producer.Close(rest); unsent > 0 {
+		e.log.Warn("stopped before Kafka had acknowledged everything; nothing of it was answered 200", "records", unsent)
+	}
+	return err
 }
 
 // Check is nil while a webhook that arrives would be made durable and find its way: Kafka has enough replicas in sync,

@@ -132,14 +132,13 @@ func (p *Producer) TrySend(r Record, partition int32, done func(error)) {
 // Client is the Kafka client, for questions about the cluster.
 func (p *Producer) Client() *kgo.Client { return p.client }
 
-// Close waits, until ctx ends, for what is under way, and closes the connections.
-func (p *Producer) Close(ctx context.Context) error {
-	err := p.client.Flush(ctx)
-	p.client.Close()
-	if err != nil {
-		return fmt.Errorf("flush the ingest producer: %w", err)
+// Close waits, until ctx ends, for what is under way, closes the connections and returns how many records were left.
+func (p *Producer) Close(ctx context.Context) (unsent int64) {
+	if p.client.Flush(ctx) != nil {
+		unsent = p.client.BufferedProduceRecords()
 	}
-	return nil
+	p.client.Close()
+	return unsent
 }
 
 // ticket is one sender's wait.
