@@ -10,6 +10,9 @@
 //	connection, no route      held events are being handed on; what comes meanwhile is held behind them
 //	connection and route      what still comes here, from an edge that has not seen the route, is forwarded
 //
+// Organizations are told, by commands on their own topic and ahead of the events, when an account becomes theirs and
+// when it was moved away from them, so that what they know of it moves along.
+//
 // What is handed on has its original id, source, body and headers; ce_retained says that it was held. Duplicates are
 // not looked for here: that is the organization's partition's work. Nothing verified is dropped: an event that names no
 // account, and so could never be connected, goes to the organization its metadata names, or to `inbound.dead`.
