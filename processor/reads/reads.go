@@ -42,6 +42,8 @@ type Table interface {
 	Get(key []byte) (value []byte, ok bool, err error)
 	Scan(prefix []byte, fn func(key, value []byte) bool) error
 	OnChange(fn func(key, value []byte))
+	// Check is nil once the copy has been current.
+	Check(ctx context.Context) error
 	// WaitCurrent waits for the partition of one routing key, WaitAllCurrent for every partition.
 	WaitCurrent(ctx context.Context, routingKey string) error
 	WaitAllCurrent(ctx context.Context) error
@@ -80,7 +82,12 @@ func (r *Reads) Routes(to *httpapi.Router) {
 }
 
 // entitlements answers for every organization: one of which nothing is known has the default plan.
+// Before the copy has first been current nobody is answered: an organization not read yet would seem to have lost its
+// plan.
 func (r *Reads) entitlements(ctx *fasthttp.RequestCtx, _ httpapi.Principal) error {
+	if err := r.barrier(ctx, r.tables.Entitlements.Check); err != nil {
+		return err
+	}
 	org := httpapi.Org(ctx)
 	snapshot := &webhooksv1.TenantCapabilitySnapshot{}
 	found, err := get(r.tables.Entitlements, org, snapshot)

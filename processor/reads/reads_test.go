@@ -27,11 +27,12 @@ const (
 	admin = "admin-key"
 )
 
-// fakeTable is a table in memory. Reads behind a barrier fail while it is cut off.
+// fakeTable is a table in memory. Reads behind a barrier fail while it is cut off; unread is a copy that has not begun.
 type fakeTable struct {
 	records  map[string][]byte
 	watch    func(key, value []byte)
 	cutOff   bool
+	unread   bool
 	barriers []string
 }
 
@@ -52,6 +53,13 @@ func (f *fakeTable) Scan(prefix []byte, fn func(key, value []byte) bool) error {
 		if !fn([]byte(key), f.records[key]) {
 			return nil
 		}
+	}
+	return nil
+}
+
+func (f *fakeTable) Check(context.Context) error {
+	if f.unread {
+		return errors.New("still being read")
 	}
 	return nil
 }
@@ -151,6 +159,12 @@ func TestEntitlementsAnswerWithoutKafka(t *testing.T) {
 	r.entitlements.cutOff = true
 	require.Equal(t, http.StatusOK, r.get("/v1/orgs/org_1/entitlements").Response.StatusCode())
 	require.Empty(t, r.entitlements.barriers)
+}
+
+func TestEntitlementsAreNotAnsweredFromACopyThatIsStillBeingRead(t *testing.T) {
+	r := newRig(t, nil)
+	r.entitlements.unread = true
+	require.Equal(t, http.StatusServiceUnavailable, r.get("/v1/orgs/org_1/entitlements").Response.StatusCode())
 }
 
 func TestBilling(t *testing.T) {
