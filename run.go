@@ -111,7 +111,7 @@ func runDeliverer(ctx context.Context, c settings.Deliverer, stderr io.Writer) e
 		return refuse(err)
 	}
 	s.add("deliverer", d.Run, d.Check)
-	s.addHTTP(readsOf(d))
+	s.addHTTP(d.Handler())
 	return s.run(ctx)
 }
 
@@ -171,7 +171,7 @@ func (s *service) addRooms(c settings.Run, guard *netguard.Guard) error {
 	edge, err := s.newIngest(settings.Ingest{
 		Process: c.Process, HTTP: c.HTTP, Edge: c.Edge, Keys: c.Keys, SealKeys: c.SealKeys, Stripe: c.Stripe, Kafka: c.Kafka,
 		EndpointDefaults: c.EndpointDefaults, Guard: c.Guard,
-	}, guard, p.Handler(), readsOf(d))
+	}, guard, p.Handler(), d.Handler())
 	if err != nil {
 		return err
 	}

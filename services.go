@@ -271,7 +271,7 @@ func (s *service) newDeliverer(c settings.Deliverer, guard *netguard.Guard) (*de
 		},
 		FlushInterval: time.Duration(c.ClickHouseFlushInterval),
 	}, deliverer.Deps{
-		Endpoints: s.tables[schemas.Endpoints], Guard: guard, Keys: keyring,
+		Auth: httpapi.AdminKey(string(c.AdminAPIKey)), Endpoints: s.tables[schemas.Endpoints], Guard: guard, Keys: keyring,
 		ClickHouse: s.rows.conn, Migrate: s.rows.migrate, Log: s.log, Registerer: s.reg,
 	})
 }

@@ -16,11 +16,14 @@ import (
 
 	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/valyala/fasthttp"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/betterdata/webhooks/deliverer/api"
 	"github.com/betterdata/webhooks/deliverer/dispatch"
 	"github.com/betterdata/webhooks/deliverer/record"
 	"github.com/betterdata/webhooks/deliverer/sender"
+	"github.com/betterdata/webhooks/internal/httpapi"
 	"github.com/betterdata/webhooks/internal/kafka"
 	"github.com/betterdata/webhooks/internal/netguard"
 	"github.com/betterdata/webhooks/internal/sink"
@@ -43,6 +46,8 @@ type Config struct {
 
 // Deps are what the deliverer needs of others.
 type Deps struct {
+	// Auth knows the bearer keys.
+	Auth httpapi.Authenticator
 	// Endpoints is this process's copy of the table. It must not run before New has returned, since the reader of its
 	// changes is registered there; whoever made it runs it.
 	Endpoints *table.Copy
@@ -58,9 +63,10 @@ type Deps struct {
 
 // Deliverer is the running service.
 type Deliverer struct {
-	sender *sender.Sender
-	group  *stream.Group
-	sinks  []*sink.Sink
+	sender  *sender.Sender
+	group   *stream.Group
+	sinks   []*sink.Sink
+	handler fasthttp.RequestHandler
 }
 
 // New puts the parts together. It connects to nothing.
@@ -78,6 +84,9 @@ func New(cfg Config, deps Deps) (*Deliverer, error) {
 		}
 		d.sinks = append(d.sinks, s)
 	}
+	router := httpapi.NewRouter(deps.Auth, deps.Log)
+	api.New(deps.ClickHouse, deps.Log).Register(router)
+	d.handler = router.Handler()
 	return d, nil
 }
 
@@ -102,6 +111,9 @@ func (d *Deliverer) newGroup(cfg Config, deps Deps) error {
 	}, func() float64 { return float64(d.group.Lag()) }))
 	return nil
 }
+
+// Handler answers the deliverer's part of the API.
+func (d *Deliverer) Handler() fasthttp.RequestHandler { return d.handler }
 
 // Check is nil while deliveries are made. The sinks are not asked: without ClickHouse the record is late, and everything
 // else goes on; CheckSinks tells about them.
