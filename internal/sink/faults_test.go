@@ -154,3 +154,23 @@ func TestInstancesComeAndGo(t *testing.T) {
 	f.settled()
 	require.Zero(t, counted(stay, resultStopped))
 }
+
+// An owner freezes with its INSERT on the way; its successor inserts; then the first INSERT arrives.
+func TestInsertOfAFrozenOwnerDoesNotDoubleItsSuccessors(t *testing.T) {
+	f := quickFixture(t)
+	frozen := f.start(plainTable())
+	f.produce(40)
+	f.exactlyOnce()
+	hold := 3 * time.Second
+	f.proxy.breakNext(delayInsert, 1, hold)
+	require.NoError(t, f.producer.ProduceSync(t.Context(), f.record(0, f.now), f.record(0, f.now)).FirstErr())
+	require.Eventually(t, func() bool { return f.proxy.hit.Load() <= 0 }, 10*time.Second, time.Millisecond)
+	frozen.kill()
+
+	successor := f.start(plainTable())
+	f.exactlyOnce()
+	require.Equal(t, 1.0, counted(successor, resultAbsent))
+	time.Sleep(hold)
+	f.exactlyOnce()
+	f.settled()
+}

@@ -10,6 +10,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kmsg"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/betterdata/webhooks/internal/kafka"
 )
@@ -17,8 +18,16 @@ import (
 // freshenEvery is how often an idle copy proves to itself that it is current; it bounds how coarse Age is.
 const freshenEvery = time.Second
 
+// openWait is how long the barrier waits for transactions that are open. Ours last 25 ms; markers follow their end at
+// once on a healthy cluster.
+const openWait = time.Second
+
 // latestOffset asks ListOffsets for the end of the log; read committed, that is the last stable offset (KIP-98).
-const latestOffset = -1
+const (
+	latestOffset         = -1
+	readUncommitted int8 = 0
+	readCommitted   int8 = 1
+)
 
 // place is the topic as it stands on the cluster.
 type place struct {
@@ -78,8 +87,13 @@ func (c *Copy) look(ctx context.Context) (*place, error) {
 	return at, nil
 }
 
-// WaitCurrent is the read barrier: it returns once the copy holds every change of the routing key's partition that
-// was committed when it was called. It does not see transactions that are still open, nor wait for them.
+// WaitCurrent is the read barrier: it returns once the copy holds every change of the routing key's partition whose
+// transaction had ended when it was called.
+//
+// Kafka acknowledges the end of a transaction before its markers are written, partition by partition; until then the
+// last stable offset stands before a change that was already answered. So the barrier is the last stable offset, and,
+// for as long as openWait at most, the end of the log: a transaction still open then is one whose writer is slow or
+// dead, and nobody has been told that it ended.
 func (c *Copy) WaitCurrent(ctx context.Context, routingKey string) error {
 	if err := c.waitPlace(ctx); err != nil {
 		return err
@@ -101,9 +115,17 @@ func (c *Copy) waitPlace(ctx context.Context) error {
 }
 
 func (c *Copy) waitCurrent(ctx context.Context, partitions ...int32) error {
-	stable, err := c.stableOffsets(ctx, partitions...)
-	if err != nil {
+	var stable, end map[int32]int64
+	ask, asking := errgroup.WithContext(ctx)
+	ask.Go(func() (err error) { stable, err = c.lastOffsets(asking, readCommitted, partitions...); return err })
+	ask.Go(func() (err error) { end, err = c.lastOffsets(asking, readUncommitted, partitions...); return err })
+	if err := ask.Wait(); err != nil {
 		return fmt.Errorf("read barrier of %s, partitions %v: %w", c.cfg.Topic, partitions, err)
+	}
+	bounded, cancel := context.WithTimeout(ctx, openWait)
+	defer cancel()
+	if c.waitReached(bounded, end) == nil {
+		return nil
 	}
 	return c.waitReached(ctx, stable)
 }
@@ -157,7 +179,7 @@ func (c *Copy) keepFresh(ctx context.Context) error {
 	all := c.allPartitions()
 	for {
 		asked := time.Now()
-		stable, err := c.stableOffsets(ctx, all...)
+		stable, err := c.lastOffsets(ctx, readCommitted, all...)
 		if err == nil {
 			err = c.waitReached(ctx, stable)
 		}
@@ -192,8 +214,8 @@ func (c *Copy) waitReached(ctx context.Context, stable map[int32]int64) error {
 	})
 }
 
-// stableOffsets asks the partitions' leaders for their last stable offsets.
-func (c *Copy) stableOffsets(ctx context.Context, partitions ...int32) (map[int32]int64, error) {
+// lastOffsets asks the partitions' leaders for their last stable offsets, or the ends of their logs.
+func (c *Copy) lastOffsets(ctx context.Context, isolation int8, partitions ...int32) (map[int32]int64, error) {
 	topic := kmsg.NewListOffsetsRequestTopic()
 	topic.Topic = c.topic()
 	for _, p := range partitions {
@@ -202,27 +224,27 @@ func (c *Copy) stableOffsets(ctx context.Context, partitions ...int32) (map[int3
 		topic.Partitions = append(topic.Partitions, part)
 	}
 	req := kmsg.NewPtrListOffsetsRequest()
-	req.ReplicaID, req.IsolationLevel = -1, 1
+	req.ReplicaID, req.IsolationLevel = -1, isolation
 	req.Topics = append(req.Topics, topic)
 
-	stable := make(map[int32]int64, len(partitions))
+	offsets := make(map[int32]int64, len(partitions))
 	for _, shard := range c.client.RequestSharded(ctx, req) {
 		if shard.Err != nil {
-			return nil, fmt.Errorf("list stable offsets: %w", shard.Err)
+			return nil, fmt.Errorf("list last offsets: %w", shard.Err)
 		}
 		for _, t := range shard.Resp.(*kmsg.ListOffsetsResponse).Topics {
 			for _, p := range t.Partitions {
 				if err := kerr.ErrorForCode(p.ErrorCode); err != nil {
-					return nil, fmt.Errorf("list stable offset of partition %d: %w", p.Partition, err)
+					return nil, fmt.Errorf("list last offset of partition %d: %w", p.Partition, err)
 				}
-				stable[p.Partition] = p.Offset
+				offsets[p.Partition] = p.Offset
 			}
 		}
 	}
-	if len(stable) != len(partitions) {
-		return nil, fmt.Errorf("list stable offsets: %d of %d partitions answered", len(stable), len(partitions))
+	if len(offsets) != len(partitions) {
+		return nil, fmt.Errorf("list last offsets: %d of %d partitions answered", len(offsets), len(partitions))
 	}
-	return stable, nil
+	return offsets, nil
 }
 
 // announce wakes everyone who waits for a change.
