@@ -64,6 +64,15 @@ func TestKafkaAway(t *testing.T) {
 		})
 	}
 	records(t, e.kafka, schemas.InboundUnrouted, int(accepted.Load()))
+
+	t.Run("it stops in time", func(t *testing.T) {
+		require.NoError(t, broker.Kill())
+		e.post([]byte(`{}`), "t=1,v1=00")
+		require.Equal(t, 503, post().status)
+		start := time.Now()
+		require.NoError(t, e.stop())
+		require.Less(t, time.Since(start), 10*time.Second)
+	})
 }
 
 func TestKafkaAwayFromTheBeginning(t *testing.T) {
@@ -75,15 +84,4 @@ func TestKafkaAwayFromTheBeginning(t *testing.T) {
 	require.NotEmpty(t, a.header.Get("Retry-After"))
 	require.Error(t, e.Check(t.Context()))
 	require.Equal(t, "unknown_source", e.do(e.request(http.MethodPost, "/webhooks/x", nil)).problem(t).Code)
-}
-
-func TestItStopsInTimeWithoutKafka(t *testing.T) {
-	broker := testenv.NewKafka(t)
-	e := startReady(t, broker.Topics(t, 2), func(c *ingest.Config, _ *ingest.Deps) { c.AckTimeout = time.Second })
-	require.NoError(t, broker.Kill())
-	e.post([]byte(`{}`), "t=1,v1=00")
-	require.Equal(t, 503, e.post([]byte(subscriptionCreated), sign([]byte(subscriptionCreated))).status)
-	start := time.Now()
-	require.NoError(t, e.stop())
-	require.Less(t, time.Since(start), 10*time.Second)
 }
