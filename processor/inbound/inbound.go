@@ -5,11 +5,11 @@
 // input's offset: the new state (tables `billing`, `entitlements`), what is told to merchants (`events`), the audit entry
 // (`billing-audit`) and one row that says what became of it (`inbound-rows`). A command is handed to package commands
 // and leaves the changed endpoints and its outcome. Timers of the domain are due times in the state itself, found by an
-// index and applied when the runtime calls.
+// index and applied when the runtime calls. An account that is moved to another organization is handed over to it.
 //
-// What it promises: one effect per organization, source and event id within the dedupe time; no record is dropped
-// without a row; a record that cannot be used goes to `inbound.dead` with its reason and stops nobody. What it must not
-// do: decide anything about billing or endpoints itself.
+// What it promises: one effect per organization, source and event id within the dedupe time; nothing but a repeat is
+// dropped without a row; a record that cannot be used goes to `inbound.dead` with its reason and stops nobody. What it
+// must not do: decide anything about billing or endpoints itself.
 package inbound
 
 import (
