@@ -3,14 +3,14 @@
 //
 //	go run ./bench/ingest [-runs 5] [-seconds 3] [-connections 64] [-partitions 64] [-brokers host:port,…]
 //
-// Four processes: this one; a broker (kfake, unless -brokers names a cluster); a server, which is the edge or the bare
-// one; a load generator. The server reports its own CPU time (getrusage, user and system) when the load begins and ends,
-// so neither start-up nor the other processes are in it.
+// A broker (kfake, unless -brokers names a cluster), the edge, the bare server and the load generator are processes of
+// their own. A server reports its own CPU time (getrusage, user and system) when a load begins and ends, so neither its
+// start nor any other process is in the figure.
 package main
 
 import (
 	"bufio"
-	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -18,63 +18,36 @@ import (
 	"os/exec"
 	"runtime"
 	"slices"
-	"strings"
+	"syscall"
 	"time"
 )
 
-// options are the command's flags; a child gets them as its parent's.
+// options are the flags; children get those of their parent.
 type options struct {
-	role        string
-	runs        int
-	seconds     float64
-	connections int
-	partitions  int
-	brokers     string
-	target      string
-	profile     string
+	role, brokers, target         string
+	runs, connections, partitions int
+	seconds                       float64
 }
 
 func main() {
 	var o options
-	flag.StringVar(&o.role, "role", "", "which process to be: broker, edge, bare or load; empty starts them all")
-	flag.IntVar(&o.runs, "runs", 5, "interleaved runs of each server")
-	flag.Float64Var(&o.seconds, "seconds", 3, "measured seconds of a run")
-	flag.IntVar(&o.connections, "connections", 64, "keep-alive connections, each with one request open")
-	flag.IntVar(&o.partitions, "partitions", 64, "KAFKA_PARTITIONS")
+	flag.StringVar(&o.role, "role", "", "the process to be (broker, edge, bare, load); empty starts them all")
 	flag.StringVar(&o.brokers, "brokers", "", "a cluster to use instead of kfake")
 	flag.StringVar(&o.target, "target", "", "load: the server's address")
-	flag.StringVar(&o.profile, "cpuprofile", "", "file for the edge's CPU profile")
+	flag.IntVar(&o.runs, "runs", 5, "interleaved runs of each server")
+	flag.IntVar(&o.connections, "connections", 64, "keep-alive connections, each with one request open")
+	flag.IntVar(&o.partitions, "partitions", 64, "KAFKA_PARTITIONS")
+	flag.Float64Var(&o.seconds, "seconds", 3, "measured seconds of a run")
 	flag.Parse()
-	var err error
-	switch o.role {
-	case "":
-		err = compare(o)
-	case "broker":
-		err = runBroker()
-	case "edge":
-		err = runEdge(o)
-	case "bare":
-		err = runBare(o)
-	case "load":
-		err = runLoad(o)
-	default:
-		err = fmt.Errorf("unknown role %q", o.role)
+	roles := map[string]func(options) error{"": compare, "broker": runBroker, "edge": runEdge, "bare": runBare, "load": runLoad}
+	run := roles[o.role]
+	if run == nil {
+		run = func(options) error { return fmt.Errorf("unknown role %q", o.role) }
 	}
-	if err != nil {
+	if err := run(o); err != nil {
 		fmt.Fprintln(os.Stderr, "bench/ingest:", err)
 		os.Exit(1)
 	}
-}
-
-// result is what one run of one server measured.
-type result struct {
-	// Answered counts answers 200, Failed all others.
-	Answered, Failed int
-	Seconds          float64
-	// P50 and P999 are of the answers, in milliseconds.
-	P50, P999 float64
-	// MicrosEach is the server's CPU per answered request.
-	MicrosEach float64
 }
 
 func compare(o options) error {
@@ -87,8 +60,8 @@ func compare(o options) error {
 		defer broker.stop()
 		o.brokers, kafka = broker.hello, "kfake in a process of its own"
 	}
-	servers := map[string]*child{}
-	for _, role := range []string{"edge", "bare"} {
+	servers, each, roles := map[string]*child{}, map[string][]float64{}, []string{"edge", "bare"}
+	for _, role := range roles {
 		server, err := spawn(o, role)
 		if err != nil {
 			return err
@@ -96,68 +69,46 @@ func compare(o options) error {
 		defer server.stop()
 		servers[role] = server
 	}
-	fmt.Printf("%s, %s/%s, %d CPUs; broker: %s, %d partitions, acks=all\n", runtime.Version(), runtime.GOOS, runtime.GOARCH, runtime.NumCPU(), kafka, o.partitions)
-	fmt.Printf("%d B Stripe events, signed, %d accounts with a route; %d connections, closed loop; %d runs of %.1f s each, interleaved\n\n",
-		len(event(0)), accounts, o.connections, o.runs, o.seconds)
-	fmt.Printf("%-4s %-4s %14s %12s %10s %10s %8s\n", "run", "", "CPU/request", "requests/s", "p50", "p99.9", "failed")
-	results := map[string][]result{}
-	// Run 0 warms up and is not counted.
+	fmt.Printf("%s %s/%s, %d CPUs; broker: %s, %d partitions, acks=all\n", runtime.Version(), runtime.GOOS, runtime.GOARCH, runtime.NumCPU(), kafka, o.partitions)
+	fmt.Printf("signed Stripe events of %d B, %d customers, each with a route; %d connections, closed loop; %d interleaved runs of %.1f s after one to warm up\n\n",
+		len(event(0)), customers, o.connections, o.runs, o.seconds)
 	for run := range o.runs + 1 {
-		for _, role := range []string{"edge", "bare"} {
-			r, err := measure(o, servers[role])
+		for _, role := range roles {
+			micros, answered, failed, err := measure(o, servers[role])
 			if err != nil {
-				return err
+				return fmt.Errorf("run %d of %s: %w", run, role, err)
 			}
-			if run == 0 {
-				continue
+			if run > 0 {
+				each[role] = append(each[role], micros)
+				fmt.Printf("run %d  %s  %7.2f µs CPU a request  %7.0f requests/s  %d not answered 200\n", run, role, micros, float64(answered)/o.seconds, failed)
 			}
-			results[role] = append(results[role], r)
-			fmt.Printf("%-4d %-4s %11.2f µs %12.0f %7.2f ms %7.2f ms %8d\n", run, role, r.MicrosEach, float64(r.Answered)/r.Seconds, r.P50, r.P999, r.Failed)
 		}
 	}
-	edge, bare := medianCPU(results["edge"]), medianCPU(results["bare"])
-	fmt.Printf("\nmedian CPU of the server process, user and system: edge %.2f µs per accepted event, bare %.2f µs per request: %.2f×\n", edge, bare, edge/bare)
+	edge, bare := median(each["edge"]), median(each["bare"])
+	fmt.Printf("\nmedian CPU of the server's process, user and system: edge %.2f µs an accepted event, bare server %.2f µs a request: %.2f times\n", edge, bare, edge/bare)
 	return nil
 }
 
-// measure loads one server and takes its CPU time around it.
-func measure(o options, server *child) (r result, err error) {
+// measure loads a server and takes its CPU time around it.
+func measure(o options, server *child) (micros float64, answered, failed int, err error) {
 	o.target = server.hello
 	load, err := spawn(o, "load")
 	if err != nil {
-		return r, err
+		return 0, 0, 0, err
 	}
 	defer load.stop()
-	before, err := server.cpu()
-	if err != nil {
-		return r, err
-	}
-	line, err := load.ask("go")
-	if err != nil {
-		return r, err
-	}
-	after, err := server.cpu()
-	if err != nil {
-		return r, err
-	}
-	if err := json.Unmarshal([]byte(line), &r); err != nil {
-		return r, fmt.Errorf("read the load generator's report %q: %w", line, err)
-	}
-	r.MicrosEach = float64(after-before) / float64(max(r.Answered, 1))
-	return r, nil
+	var before, after int64
+	err = errors.Join(server.ask("cpu", &before), load.ask("go", &answered, &failed), server.ask("cpu", &after))
+	return float64(after-before) / float64(max(answered, 1)), answered, failed, err
 }
 
-func medianCPU(results []result) float64 {
-	var each []float64
-	for _, r := range results {
-		each = append(each, r.MicrosEach)
-	}
-	slices.Sort(each)
-	return each[len(each)/2]
+func median(values []float64) float64 {
+	slices.Sort(values)
+	return values[len(values)/2]
 }
 
-// child is one of the other processes. It says one line when it is ready, then answers each line with a line; it ends
-// when its standard input does.
+// child is another process. It says one line when it is ready, answers each line with a line, and ends when its standard
+// input does.
 type child struct {
 	cmd   *exec.Cmd
 	in    io.WriteCloser
@@ -170,52 +121,51 @@ func spawn(o options, role string) (*child, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &child{cmd: exec.Command(self, "-role", role, "-brokers", o.brokers, "-target", o.target, "-cpuprofile", o.profile,
+	c := &child{cmd: exec.Command(self, "-role", role, "-brokers", o.brokers, "-target", o.target,
 		"-partitions", fmt.Sprint(o.partitions), "-connections", fmt.Sprint(o.connections), "-seconds", fmt.Sprint(o.seconds))}
 	c.cmd.Stderr = os.Stderr
-	if c.in, err = c.cmd.StdinPipe(); err != nil {
-		return nil, err
+	in, errIn := c.cmd.StdinPipe()
+	out, errOut := c.cmd.StdoutPipe()
+	if err := errors.Join(errIn, errOut, c.cmd.Start()); err != nil {
+		return nil, fmt.Errorf("start %s: %w", role, err)
 	}
-	out, err := c.cmd.StdoutPipe()
-	if err != nil {
-		return nil, err
-	}
-	c.out = bufio.NewReader(out)
-	if err := c.cmd.Start(); err != nil {
-		return nil, fmt.Errorf("start the %s process: %w", role, err)
-	}
-	if c.hello, err = c.line(); err != nil {
+	c.in, c.out = in, bufio.NewReader(out)
+	if _, err := fmt.Fscanln(c.out, &c.hello); err != nil {
 		c.stop()
-		return nil, fmt.Errorf("the %s process did not start: %w", role, err)
+		return nil, fmt.Errorf("%s did not start: %w", role, err)
 	}
 	return c, nil
 }
 
-func (c *child) line() (string, error) {
-	line, err := c.out.ReadString('\n')
-	return strings.TrimSuffix(line, "\n"), err
-}
-
-func (c *child) ask(line string) (string, error) {
+// ask sends a line and reads the numbers of the answer.
+func (c *child) ask(line string, numbers ...any) error {
 	if _, err := fmt.Fprintln(c.in, line); err != nil {
-		return "", err
+		return err
 	}
-	return c.line()
-}
-
-// cpu is the process's CPU time so far, in microseconds.
-func (c *child) cpu() (micros int64, err error) {
-	line, err := c.ask("cpu")
-	if err != nil {
-		return 0, err
-	}
-	_, err = fmt.Sscan(line, &micros)
-	return micros, err
+	_, err := fmt.Fscanln(c.out, numbers...)
+	return err
 }
 
 func (c *child) stop() {
 	_ = c.in.Close()
-	ended := time.AfterFunc(10*time.Second, func() { _ = c.cmd.Process.Kill() })
-	defer ended.Stop()
+	defer time.AfterFunc(10*time.Second, func() { _ = c.cmd.Process.Kill() }).Stop()
 	_ = c.cmd.Wait()
+}
+
+// obey is a child's side: it says hello, then answers "go" with what begin does and any other line with this process's
+// CPU time in microseconds.
+func obey(hello any, begin func() string) error {
+	fmt.Println(hello)
+	for lines := bufio.NewScanner(os.Stdin); lines.Scan(); {
+		if lines.Text() == "go" {
+			fmt.Println(begin())
+			continue
+		}
+		var used syscall.Rusage
+		if err := syscall.Getrusage(syscall.RUSAGE_SELF, &used); err != nil {
+			return err
+		}
+		fmt.Println((used.Utime.Nano() + used.Stime.Nano()) / 1000)
+	}
+	return nil
 }
