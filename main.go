@@ -10,11 +10,13 @@ import (
 	"log/slog"
 	"os"
 	"runtime/debug"
+	"strings"
 	"time"
 
 	"github.com/betterdata/webhooks/deploy/local/engine"
 	"github.com/betterdata/webhooks/deploy/local/receiver"
 	"github.com/betterdata/webhooks/deploy/local/sender"
+	"github.com/betterdata/webhooks/internal/kafka"
 	"github.com/betterdata/webhooks/internal/lifecycle"
 	"github.com/betterdata/webhooks/internal/settings"
 )
@@ -65,16 +67,19 @@ func run(args []string, stdout, stderr io.Writer) int {
 	case "version":
 		fmt.Fprintln(stdout, version())
 	}
-	var refused *refusal
-	switch {
-	case errors.As(err, &refused):
-		fmt.Fprintf(stderr, "webhooks %s: %v\n", command, err)
-		return exitRefused
-	case err != nil:
-		fmt.Fprintf(stderr, "webhooks %s: %v\n", command, err)
-		return exitFailed
+	return exitCode(command, err, stderr)
+}
+
+// exitCode tells the error, in one line.
+func exitCode(command string, err error, stderr io.Writer) int {
+	if err == nil {
+		return exitOK
 	}
-	return exitOK
+	fmt.Fprintf(stderr, "webhooks %s: %s\n", command, strings.ReplaceAll(err.Error(), "\n", "; "))
+	if _, refused := errors.AsType[*refusal](err); refused || errors.Is(err, kafka.ErrPartitions) {
+		return exitRefused
+	}
+	return exitFailed
 }
 
 func listen(ctx context.Context, c settings.Listen, stdout io.Writer) error {

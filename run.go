@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
 
@@ -53,9 +54,9 @@ func runIngest(ctx context.Context, c settings.Ingest, stderr io.Writer) error {
 }
 
 // upstream forwards to a service, or says that none is set.
-func upstream(url settings.BaseURL, setting string) (fasthttp.RequestHandler, error) {
-	if url != "" {
-		return httpapi.Proxy(string(url))
+func upstream(base settings.BaseURL, setting string) (fasthttp.RequestHandler, error) {
+	if base != "" {
+		return httpapi.Proxy(string(base))
 	}
 	return func(ctx *fasthttp.RequestCtx) {
 		httpapi.WriteProblem(ctx, httpapi.NewProblem(http.StatusServiceUnavailable, "upstream_unavailable",
@@ -141,7 +142,7 @@ func runAll(ctx context.Context, c settings.Run, stdout, stderr io.Writer) error
 	if err := s.addRooms(c, guard); err != nil {
 		return refuse(err)
 	}
-	if err := local.WriteAddresses(c.DataDir, at); err != nil {
+	if err := local.WriteAddresses(c.DataDir, withForeign(at, c)); err != nil {
 		return refuse(err)
 	}
 	s.add("console", func(ctx context.Context) error {
@@ -150,6 +151,22 @@ func runAll(ctx context.Context, c settings.Run, stdout, stderr io.Writer) error
 		return nil
 	}, nil)
 	return s.run(ctx)
+}
+
+// withForeign adds the Kafka and ClickHouse that are not ours to the addresses that are told.
+func withForeign(at local.Addresses, c settings.Run) local.Addresses {
+	if at.Kafka == "" {
+		at.Kafka = c.KafkaBrokers[0]
+	}
+	// The URL was checked with the settings.
+	if u, err := url.Parse(string(c.ClickHouseURL)); err == nil && at.ClickHouse == "" {
+		if u.Scheme == "clickhouse" {
+			at.ClickHouse = u.Host
+		} else {
+			at.ClickHouseHTTP = u.Host
+		}
+	}
+	return at
 }
 
 // addRooms puts the rooms together. They stop in the order of the flow: the edge, the processor, the deliverer.

@@ -236,7 +236,7 @@ func (s *service) newIngest(c settings.Ingest, guard *netguard.Guard, processorR
 func (s *service) newProcessor(c settings.Processor) (*processor.Processor, error) {
 	set, err := plans.Load(c.PlansFile)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("PLANS_FILE: %w", err)
 	}
 	keyring, err := seal.NewKeyring(string(c.SecretsKey))
 	if err != nil {

@@ -18,15 +18,15 @@ var ErrHelp = errors.New("help was written")
 // to out. Any other error is one line that names each setting that is wrong, and why.
 func Parse(args []string, out io.Writer) (cli *CLI, command string, err error) {
 	cli = &CLI{}
-	helped, first := false, ""
-	if len(args) > 0 {
-		first = args[0]
+	if len(args) == 0 {
+		return nil, "", errors.New("say what to run: run, ingest, processor, deliverer, listen, send stripe or version; see webhooks --help")
 	}
+	helped := false
 	parser, err := kong.New(cli, kong.Name("webhooks"),
 		kong.Description("Better Data Webhooks: both directions of webhook traffic on one log."),
 		kong.Writers(out, out), kong.Exit(func(int) { helped = true }),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true}),
-		kong.ValueFormatter(describe(first)), kong.WithBeforeReset(refuseEmpty))
+		kong.ValueFormatter(describe(args[0])), kong.WithBeforeReset(refuseEmpty))
 	if err != nil {
 		return nil, "", fmt.Errorf("BUG: the command line does not build: %w", err)
 	}
