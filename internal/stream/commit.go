@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"sync/atomic"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kerr"
@@ -84,9 +85,13 @@ func (s *session) attempt(parts []*owned, try int) (committed bool, err error) {
 		req.Topics = []kmsg.TxnOffsetCommitRequestTopic{topic}
 		return nil
 	})
+	unjammed := s.unjam()
 	committed, endErr := s.gts.End(ctx, kgo.TransactionEndTry(produceErr == nil && !s.g.faults.abort()))
+	opened := unjammed()
 	committed = committed && !s.g.faults.forget()
 	switch {
+	case opened && !committed:
+		return false, errors.Join(errors.New("lost the group while a transaction was ending"), endErr, produceErr)
 	case endErr != nil:
 		return false, fmt.Errorf("end transaction: %w", errors.Join(endErr, produceErr))
 	case errors.Is(produceErr, kerr.MessageTooLarge), errors.Is(produceErr, kerr.RecordListTooLarge):
@@ -102,6 +107,51 @@ func (s *session) attempt(parts []*owned, try int) (committed bool, err error) {
 	}
 	s.log.Debug("transaction not confirmed", "try", try, "error", produceErr)
 	return s.lookBack(parts, id)
+}
+
+// jam is how long a rebalance may wait at the gate while a transaction ends.
+const jam = 500 * time.Millisecond
+
+// unjam opens the gate when the end of a transaction and a rebalance wait for each other. It is called before End; what
+// it returns, after it, and tells whether it had to.
+//
+// How that comes about: the member is frozen, and expelled. When it goes on, its heartbeat loop ends with
+// UNKNOWN_MEMBER_ID, and the client wants to run OnPartitionsLost: that waits at the gate. The loop is about to call End,
+// which gets the same answer for its offsets and then waits for a heartbeat, or for the partitions to be lost: there is
+// no heartbeat loop any more, and the loss waits at the gate that only this loop opens.
+//
+// Once the gate was open the client may have joined again, under a new name which a commit for the old partitions would
+// pass with. So what did not commit then must not be tried again.
+func (s *session) unjam() (stop func() (opened bool)) {
+	var opened atomic.Bool
+	ended, gone := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(gone)
+		tick := time.NewTicker(jam)
+		defer tick.Stop()
+		for waits := 0; ; {
+			select {
+			case <-ended:
+				return
+			case <-tick.C:
+			}
+			if waits++; !s.mail.wantsGate() {
+				waits = 0
+			}
+			if waits == 2 {
+				opened.Store(true)
+				s.gts.AllowRebalance()
+			}
+		}
+	}()
+	return func() bool {
+		close(ended)
+		<-gone
+		if opened.Load() {
+			s.gate()
+		}
+		return opened.Load()
+	}
 }
 
 // commitOffsets is what the transaction commits: for every partition it writes state for, moved or not.

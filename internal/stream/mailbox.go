@@ -62,6 +62,13 @@ func (m *mailbox) blocked() {
 	m.wake()
 }
 
+// wantsGate reports that a rebalance waits at the gate, unheard so far.
+func (m *mailbox) wantsGate() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.yield
+}
+
 func (m *mailbox) synced(assigned map[string][]int32) {
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -184,4 +184,4 @@ func shortTimeouts(c Config) Config {
 func startsFile(t *testing.T) string { return t.TempDir() + "/starts" }
 
 // rowsWithin bounds the wait for rows.
-const rowsWithin = 30 * time.Second
+const rowsWithin = 60 * time.Second

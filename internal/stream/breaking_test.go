@@ -1,0 +1,264 @@
+package stream
+
+import (
+	"context"
+	"encoding/json"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"slices"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/stretchr/testify/require"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/betterdata/webhooks/internal/kafka"
+	"github.com/betterdata/webhooks/internal/testenv"
+)
+
+// child is what a child process runs: one group, until it is killed or its standard input ends.
+type child struct {
+	Task   string // counter or sender
+	Starts string
+	Window int
+	Config Config
+}
+
+const childVariable = "STREAM_TEST_CHILD"
+
+func TestMain(m *testing.M) {
+	if spec := os.Getenv(childVariable); spec != "" {
+		os.Exit(runChild(spec))
+	}
+	os.Exit(m.Run())
+}
+
+func runChild(encoded string) int {
+	var c child
+	if err := json.Unmarshal([]byte(encoded), &c); err != nil {
+		panic(err)
+	}
+	spec := counterSpec()
+	if c.Task == "sender" {
+		spec = senderSpec(c.Starts, c.Window)
+	}
+	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})).With("pid", os.Getpid())
+	g, err := New(spec, c.Config, log, prometheus.NewRegistry())
+	if err != nil {
+		panic(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	go func() {
+		_, _ = io.Copy(io.Discard, os.Stdin)
+		cancel()
+	}()
+	if err := g.Run(ctx); err != nil {
+		log.Error("run", "error", err)
+		return 1
+	}
+	return 0
+}
+
+// spawn starts a child; it ends with the test.
+func spawn(t *testing.T, c child) *exec.Cmd {
+	t.Helper()
+	encoded, err := json.Marshal(c)
+	require.NoError(t, err)
+	self, err := os.Executable()
+	require.NoError(t, err)
+	cmd := exec.Command(self)
+	cmd.Env = append(os.Environ(), childVariable+"="+string(encoded))
+	cmd.Stderr = t.Output()
+	_, err = cmd.StdinPipe()
+	require.NoError(t, err)
+	require.NoError(t, cmd.Start())
+	t.Cleanup(func() {
+		if t.Failed() {
+			_ = cmd.Process.Signal(syscall.SIGQUIT) // shows what it was doing
+			time.Sleep(time.Second)
+		}
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	})
+	return cmd
+}
+
+// brood is some children at work, each with a state folder of its own.
+type brood struct {
+	t        *testing.T
+	c        child
+	dirs     []string
+	children []*exec.Cmd
+}
+
+func newBrood(t *testing.T, n int, c child) *brood {
+	t.Helper()
+	b := &brood{t: t, c: c, dirs: make([]string, n), children: make([]*exec.Cmd, n)}
+	for i := range n {
+		b.dirs[i] = t.TempDir()
+		b.start(i)
+	}
+	return b
+}
+
+func (b *brood) start(i int) {
+	b.t.Helper()
+	b.c.Config.StateDir = b.dirs[i]
+	b.children[i] = spawn(b.t, b.c)
+}
+
+// kill ends a child at once and starts it again, one time in three without what it had on disk.
+func (b *brood) kill() {
+	b.t.Helper()
+	i := rand.IntN(len(b.children))
+	require.NoError(b.t, b.children[i].Process.Kill())
+	_ = b.children[i].Wait()
+	if rand.IntN(3) == 0 {
+		require.NoError(b.t, os.RemoveAll(b.dirs[i]))
+	}
+	b.start(i)
+}
+
+// freeze stops a child for so long that the group gives its partitions away, and lets it go on.
+func (b *brood) freeze() {
+	b.t.Helper()
+	p := b.children[rand.IntN(len(b.children))].Process
+	require.NoError(b.t, p.Signal(syscall.SIGSTOP))
+	time.Sleep(b.c.Config.SessionTimeout + 3*time.Second)
+	require.NoError(b.t, p.Signal(syscall.SIGCONT))
+}
+
+// load produces records at a steady pace beside the test; done is closed after the last.
+func (c *client) load(topic string, records []*kgo.Record, chunk int) (done chan struct{}) {
+	done = make(chan struct{})
+	go func() {
+		defer close(done)
+		for part := range slices.Chunk(records, chunk) {
+			c.produce(topic, part...)
+			time.Sleep(100 * time.Millisecond)
+		}
+	}()
+	return done
+}
+
+func TestKilledWhileCounting(t *testing.T) {
+	cfg := testenv.Kafka(t)
+	c := newClient(t, cfg)
+	in := numbers(20_000, 100)
+	done := c.load(counterIn, in, 200)
+	b := newBrood(t, 2, child{Task: "counter", Config: shortTimeouts(config(cfg, ""))})
+	for range 8 {
+		time.Sleep(time.Duration(500+rand.IntN(2000)) * time.Millisecond)
+		b.kill()
+	}
+	<-done
+	c.requireExact(len(in), in)
+}
+
+func TestKilledWhileSending(t *testing.T) {
+	cfg := testenv.Kafka(t)
+	c, starts := newClient(t, cfg), startsFile(t)
+	records, units := parcels(0, 5000)
+	done := c.load(senderIn, records, 50)
+	b := newBrood(t, 2, child{Task: "sender", Starts: starts, Window: 500, Config: shortTimeouts(config(cfg, ""))})
+	for range 8 {
+		time.Sleep(time.Duration(500+rand.IntN(2000)) * time.Millisecond)
+		b.kill()
+	}
+	<-done
+	t.Logf("%d of %d rows say that they may be repeats", c.requireRows(units, starts), units)
+}
+
+func TestAZombieWritesNothing(t *testing.T) {
+	cfg := testenv.Kafka(t)
+	c, starts := newClient(t, cfg), startsFile(t)
+	in := numbers(30_000, 100)
+	records, units := parcels(0, 3000)
+	counted, sent := c.load(counterIn, in, 100), c.load(senderIn, records, 10)
+	counters := newBrood(t, 2, child{Task: "counter", Config: shortTimeouts(config(cfg, ""))})
+	senders := newBrood(t, 2, child{Task: "sender", Starts: starts, Window: 500, Config: shortTimeouts(config(cfg, ""))})
+	time.Sleep(3 * time.Second)
+	for range 2 {
+		var frozen sync.WaitGroup
+		frozen.Go(counters.freeze)
+		frozen.Go(senders.freeze)
+		frozen.Wait()
+		time.Sleep(2 * time.Second)
+	}
+	<-counted
+	<-sent
+	c.requireExact(len(in), in)
+	c.requireRows(units, starts)
+}
+
+// stuck is a counter whose loop can be held up in the middle of a transaction. Its heartbeats go on.
+type stuck struct {
+	counter
+	hold chan struct{}
+}
+
+func (s *stuck) Process(tx *Tx, in *kgo.Record) error {
+	<-s.hold
+	return s.counter.Process(tx, in)
+}
+
+func TestALoopThatMissedARebalanceCommitsNothing(t *testing.T) {
+	onBoth(t, func(t *testing.T, cfg kafka.Config) {
+		c := newClient(t, cfg)
+		in := numbers(2000, 40)
+		hold := make(chan struct{})
+		spec := counterSpec()
+		spec.NewTask = func(*Partition) (Task, error) { return &stuck{hold: hold}, nil }
+		conf := shortTimeouts(config(cfg, t.TempDir()))
+		conf.RebalanceTimeout = 3 * time.Second
+		held := begin(t, spec, conf).ready()
+		c.produce(counterIn, in[:1000]...)
+		time.Sleep(500 * time.Millisecond)
+		conf.StateDir = t.TempDir()
+		begin(t, counterSpec(), conf)
+		c.requireExact(1000, in[:1000]) // by the newcomer, who has everything
+		close(hold)
+		c.produce(counterIn, in[1000:]...)
+		c.requireExact(2000, in)
+		held.ready()
+	})
+}
+
+func TestMembersComeAndGo(t *testing.T) {
+	onBoth(t, func(t *testing.T, cfg kafka.Config) {
+		c, starts := newClient(t, cfg), startsFile(t)
+		in := numbers(6000, 100)
+		records, units := parcels(0, 1500)
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			for i := range 60 {
+				c.produce(counterIn, in[i*100:(i+1)*100]...)
+				c.produce(senderIn, records[i*25:(i+1)*25]...)
+				time.Sleep(100 * time.Millisecond)
+			}
+		}()
+		dir := t.TempDir()
+		conf := config(cfg, dir)
+		conf.Sessions = 2
+		begin(t, counterSpec(), conf).ready()
+		begin(t, senderSpec(starts, 200), config(cfg, dir)).ready()
+		for range 3 {
+			second := t.TempDir()
+			a := begin(t, counterSpec(), config(cfg, second)).ready()
+			b := begin(t, senderSpec(starts, 200), config(cfg, second)).ready()
+			time.Sleep(700 * time.Millisecond)
+			a.stop()
+			b.stop()
+		}
+		<-done
+		c.requireExact(len(in), in)
+		require.Zero(t, c.requireRows(units, starts), "every hand-over was clean")
+	})
+}
