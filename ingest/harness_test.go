@@ -35,10 +35,7 @@ const (
 )
 
 // table stands in for the copy of `routes`.
-type table struct {
-	mu sync.Mutex
-	fn func(key, value []byte)
-}
+type table struct{ fn func(key, value []byte) }
 
 func (t *table) OnChange(fn func(key, value []byte)) { t.fn = fn }
 func (t *table) Check(context.Context) error         { return nil }

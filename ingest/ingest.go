@@ -26,6 +26,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/valyala/fasthttp"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/time/rate"
 
 	"github.com/betterdata/webhooks/ingest/commands"
 	"github.com/betterdata/webhooks/ingest/produce"
@@ -139,7 +140,8 @@ func New(cfg Config, deps Deps) (*Edge, error) {
 	metrics := newMetrics(deps.Registerer, names, func() float64 { return float64(producer.Budget.Used()) })
 	e.webhooks = &webhooks{
 		sources: sources, maxBody: cfg.MaxBodyBytes, producer: producer, routes: routes, rejections: e.rejections,
-		metrics: metrics, scratch: sync.Pool{New: func() any { return new(scratch) }}, open: e.ready.opened,
+		metrics: metrics, scratch: sync.Pool{New: func() any { return new(scratch) }}, log: deps.Log,
+		unstored: rate.Sometimes{Interval: time.Second}, open: e.ready.opened,
 	}
 	e.server = NewServer(e.handler(metrics), deps.Log)
 	return e, nil

@@ -31,7 +31,7 @@ type replicas struct {
 
 func newReplicas(cfg kafka.Config, admin *kadm.Client) *replicas {
 	r := &replicas{cfg: cfg, admin: admin}
-	r.set(errors.New("Kafka was not asked yet"))
+	r.set(errors.New("the replicas in sync are not known yet"))
 	return r
 }
 

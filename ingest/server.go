@@ -63,8 +63,7 @@ func (e *Edge) recovered(ctx *fasthttp.RequestCtx) {
 
 // webhookSource is the last part of /webhooks/{source}.
 func webhookSource(path []byte) (name []byte, ok bool) {
-	name, ok = bytes.CutPrefix(path, []byte("/webhooks/"))
-	return name, ok && len(name) > 0
+	return bytes.CutPrefix(path, []byte("/webhooks/"))
 }
 
 // bounded reads a management request's body, within the webhooks' bounds, before next sees it.

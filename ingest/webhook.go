@@ -3,6 +3,7 @@ package ingest
 import (
 	"bytes"
 	"errors"
+	"log/slog"
 	"net/http"
 	"net/netip"
 	"strconv"
@@ -10,6 +11,7 @@ import (
 	"time"
 
 	"github.com/valyala/fasthttp"
+	"golang.org/x/time/rate"
 
 	"github.com/betterdata/webhooks/ingest/produce"
 	"github.com/betterdata/webhooks/ingest/rejections"
@@ -26,6 +28,9 @@ type webhooks struct {
 	rejections *rejections.Recorder
 	metrics    *metrics
 	scratch    sync.Pool
+	log        *slog.Logger
+	// unstored says so in the log, once a second at most: the metric counts.
+	unstored rate.Sometimes
 	// open is false until the edge can do its work; before that everything is answered 503.
 	open func() bool
 }
@@ -76,6 +81,9 @@ func (w *webhooks) take(ctx *fasthttp.RequestCtx, src source.Source, now time.Ti
 	record.Reserved = reserved
 	if err := w.producer.Send(record); err != nil {
 		// The client may hold the record still: its memory is left to the garbage collector.
+		w.unstored.Do(func() {
+			w.log.Warn("event not stored, answered 503", "event_id", id, "topic", record.Topic, "error", err)
+		})
 		return "", &source.Refusal{Reason: source.Unavailable, Detail: "The event could not be stored in time. Send it again."}
 	}
 	w.scratch.Put(s)

@@ -107,6 +107,7 @@ func TestRefusals(t *testing.T) {
 		{name: "an unknown source", path: "/webhooks/paypal", body: ok, status: 404, code: "unknown_source", source: "unknown"},
 		{name: "an unknown source by GET", method: "GET", path: "/webhooks/paypal", status: 404, code: "unknown_source", source: "unknown"},
 		{name: "a source in other case", path: "/webhooks/Stripe", body: ok, status: 404, code: "unknown_source", source: "unknown"},
+		{name: "no name", path: "/webhooks/", body: ok, status: 404, code: "unknown_source", source: "unknown"},
 		{name: "a deeper path", path: "/webhooks/stripe/x", body: ok, status: 404, code: "unknown_source", source: "unknown"},
 		{name: "an unknown source, too large", path: "/webhooks/paypal", body: huge, status: 404, code: "unknown_source", source: "unknown"},
 		{name: "GET", method: "GET", status: 405, code: "method_not_allowed"},
