@@ -131,10 +131,10 @@ func (r *rig) subscription(topic, routingKey, eventID, eventType, status string,
 	r.produce(topic, routingKey, body, headers...)
 }
 
-func (r *rig) command(cmd *webhooksv1.Command) {
+func (r *rig) command(topic, routingKey string, cmd *webhooksv1.Command) {
 	value, err := proto.Marshal(cmd)
 	require.NoError(r.t, err)
-	r.produce(schemas.Inbound, cmd.OrganizationId, value, schemas.HeaderID, cmd.Id, schemas.HeaderType, schemas.TypeCommand,
+	r.produce(topic, routingKey, value, schemas.HeaderID, cmd.Id, schemas.HeaderType, schemas.TypeCommand,
 		schemas.HeaderSource, schemas.SourceManagement, schemas.HeaderOrganization, cmd.OrganizationId)
 }
 
@@ -173,7 +173,7 @@ func TestEventsTakeEffect(t *testing.T) {
 	endpoint := &webhooksv1.Endpoint{
 		Id: id.New(id.Endpoint), OrganizationId: org, Url: "https://example.com/hook", EventTypes: []string{"*"}, Enabled: true,
 	}
-	r.command(&webhooksv1.Command{Id: id.New(id.Command), OrganizationId: org, Action: &webhooksv1.Command_CreateEndpoint{
+	r.command(schemas.Inbound, org, &webhooksv1.Command{Id: id.New(id.Command), OrganizationId: org, Action: &webhooksv1.Command_CreateEndpoint{
 		CreateEndpoint: &webhooksv1.CreateEndpoint{Endpoint: endpoint},
 	}})
 	r.await("/v1/orgs/org_1/endpoints", func(body map[string]any) bool { return len(body["data"].([]any)) == 1 })
@@ -202,6 +202,25 @@ func TestEventsTakeEffect(t *testing.T) {
 	}
 	require.ElementsMatch(t, []any{billing.SubscriptionCreated, billing.SubscriptionUpdated, billing.SubscriptionDeleted}, actions)
 	require.Len(t, deliveries(t, cfg, 3), 3)
+}
+
+// TestAMovedConnectionTakesThePlanAlong follows a move through the owners of the account and of both organizations.
+func TestAMovedConnectionTakesThePlanAlong(t *testing.T) {
+	r := start(t, testenv.FakeKafka(t), testenv.ClickHouse(t), filepath.Join(t.TempDir(), "state"))
+	r.subscription(schemas.InboundUnrouted, "stripe/cus_1", "evt_1", billing.SubscriptionCreated, "active", time.Now().Unix())
+	require.Equal(t, "SCM_PRO", r.awaitVersion(1)["plan"])
+
+	r.command(schemas.InboundUnrouted, "stripe/cus_1", &webhooksv1.Command{
+		Id: id.New(id.Command), OrganizationId: "org_2", Action: &webhooksv1.Command_CreateConnection{
+			CreateConnection: &webhooksv1.CreateConnection{Move: true, Connection: &webhooksv1.Connection{
+				Id: id.New(id.Connection), OrganizationId: "org_2", Source: schemas.SourceStripe, Account: "cus_1",
+			}},
+		},
+	})
+	require.Equal(t, "FREE", r.awaitVersion(2)["plan"])
+	moved := r.await("/v1/orgs/org_2/entitlements", func(body map[string]any) bool { return body["version"] == float64(1) })
+	require.Equal(t, "SCM_PRO", moved["plan"])
+	r.await("/v1/orgs/org_2/billing", func(body map[string]any) bool { return len(body["subscriptions"].([]any)) == 1 })
 }
 
 // deliveries reads the topic `deliveries` until it holds n events, and a little longer: none may come twice.
