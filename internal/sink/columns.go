@@ -21,7 +21,8 @@ type Table struct {
 	newRows   func() rows
 }
 
-// Plain describes a table whose rows are inserted once and counted by src_part and src_offset, which the sink adds.
+// Plain describes a table whose rows are inserted once and counted by src_topic, src_part and src_offset, which the sink
+// adds.
 // partition is the number of the table partition a row falls into, in the table's own PARTITION BY: see Week, Month.
 func Plain[M proto.Message](topic, name string, newMessage func() M, partition func(M) int64, columns ...Column[M]) Table {
 	return newTable(topic, name, false, newMessage, partition, columns)
@@ -39,7 +40,7 @@ func newTable[M proto.Message](topic, name string, replacing bool, newMessage fu
 		t.exprs = append(t.exprs, c.expr)
 	}
 	if !replacing {
-		t.names = append(t.names, "src_part", "src_offset")
+		t.names = append(t.names, "src_part", "src_offset", "src_topic")
 		t.exprs = append(t.exprs, "src_part", "src_offset")
 	}
 	t.newRows = func() rows {
@@ -237,7 +238,12 @@ func (r *messageRows[M]) external(name string) (*ext.Table, error) {
 
 // insertSQL is the INSERT of a batch that was sent along as the temporary table `batch`. The check in WHERE runs on the
 // server when the batch is about to be written: one that arrives or stalls past its deadline inserts nothing.
-func (t Table) insertSQL(deadlineUnixMS int64) string {
-	return fmt.Sprintf("INSERT INTO %s (%s) SELECT %s FROM batch WHERE throwIf(nowInBlock64(3) > fromUnixTimestamp64Milli(%d), 'the deadline of this insert has passed') = 0",
-		t.Name, strings.Join(t.names, ", "), strings.Join(t.exprs, ", "), deadlineUnixMS)
+func (t Table) insertSQL(topicID string, deadlineUnixMS int64) string {
+	exprs := strings.Join(t.exprs, ", ")
+	if !t.replacing {
+		exprs += ", '" + topicID + "'"
+	}
+	return fmt.Sprintf("INSERT INTO %s (%s) SELECT %s FROM batch "+
+		"WHERE throwIf(nowInBlock64(3) > fromUnixTimestamp64Milli(%d), 'the deadline of this insert has passed') = 0",
+		t.Name, strings.Join(t.names, ", "), exprs, deadlineUnixMS)
 }

@@ -30,6 +30,7 @@ func TestInsertsThatAreNotAcknowledged(t *testing.T) {
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			f := quickFixture(t)
 			s := f.start(plainTable())
 			f.produce(100)
@@ -66,6 +67,7 @@ func TestTakeOverOfAnOpenBatch(t *testing.T) {
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			f := quickFixture(t)
 			var records []*kgo.Record
 			for range 5 {
@@ -94,6 +96,17 @@ func TestTakeOverOfAnOpenBatch(t *testing.T) {
 			f.exactlyOnce()
 		})
 	}
+}
+
+func TestRowsOfAnEarlierTopicOfTheSameNameAreNotCounted(t *testing.T) {
+	f := quickFixture(t)
+	require.NoError(t, f.conn.Exec(t.Context(), "INSERT INTO inbound_events (event_id, received_at, src_topic, src_part, src_offset) "+
+		"SELECT 'earlier', now(), 'earlier', 1, number FROM numbers(3)"))
+	require.NoError(t, f.producer.ProduceSync(t.Context(), f.record(1, f.now), f.record(1, f.now), f.record(1, f.now)).FirstErr())
+	f.leaveOpen(1, intent{first: 0, last: 2, rows: 3, try: 1, deadline: 1})
+	f.start(plainTable())
+	require.Eventually(t, func() bool { return f.query("SELECT count() FROM inbound_events WHERE src_topic != 'earlier'") == 3 },
+		20*time.Second, 10*time.Millisecond)
 }
 
 func TestStoppedPartitionGoesOnAfterTheTableWasCorrected(t *testing.T) {

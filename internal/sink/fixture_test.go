@@ -207,12 +207,20 @@ func (f *fixture) leaveOpen(partition int32, in intent) {
 	require.NoError(f.t, resp.Error())
 }
 
+func (f *fixture) topicID() string {
+	f.t.Helper()
+	topic := f.kafka.Topic(schemas.InboundRows)
+	topics, err := kadm.NewClient(f.producer).ListTopics(f.t.Context(), topic)
+	require.NoError(f.t, err)
+	return topics[topic].ID.String()
+}
+
 // insertRow puts one row into the table, as an earlier owner's insert did.
 func (f *fixture) insertRow(partition int32, offset int64, id string) {
 	f.t.Helper()
 	require.NoError(f.t, f.conn.Exec(f.t.Context(), fmt.Sprintf(
-		"INSERT INTO inbound_events (event_id, received_at, src_part, src_offset) SELECT '%s', fromUnixTimestamp64Milli(%d), %d, %d",
-		id, f.now.UnixMilli(), partition, offset)))
+		"INSERT INTO inbound_events (event_id, received_at, src_topic, src_part, src_offset) SELECT '%s', fromUnixTimestamp64Milli(%d), '%s', %d, %d",
+		id, f.now.UnixMilli(), f.topicID(), partition, offset)))
 }
 
 // fault is what a proxy does to a connection on which it sees an INSERT.

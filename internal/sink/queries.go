@@ -59,7 +59,7 @@ func (s *Sink) insert(ctx context.Context, r rows, token string, deadline int64)
 			"min_insert_block_size_rows":  s.cfg.MaxRows * 2,
 			"min_insert_block_size_bytes": s.cfg.MaxBytes * 64,
 		}))
-	err = s.cfg.ClickHouse.Exec(ctx, s.table.insertSQL(deadline))
+	err = s.cfg.ClickHouse.Exec(ctx, s.table.insertSQL(s.topicID, deadline))
 	s.note(err)
 	return err
 }
@@ -70,8 +70,8 @@ func (s *Sink) count(ctx context.Context, partition int32, first, last int64) (r
 	defer cancel()
 	asked := time.Now().UnixMilli()
 	err = s.cfg.ClickHouse.QueryRow(ctx, fmt.Sprintf(
-		"SELECT count(), toUnixTimestamp64Milli(now64(3)) FROM %s WHERE src_part = %d AND src_offset BETWEEN %d AND %d",
-		s.table.Name, partition, first, last)).Scan(&rows, &now)
+		"SELECT count(), toUnixTimestamp64Milli(now64(3)) FROM %s WHERE src_topic = '%s' AND src_part = %d AND src_offset BETWEEN %d AND %d",
+		s.table.Name, s.topicID, partition, first, last)).Scan(&rows, &now)
 	if err == nil {
 		s.clock.Store(now - asked)
 	}

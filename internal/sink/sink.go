@@ -5,7 +5,7 @@
 //
 //	cut [a..b] within one table partition → commit offset a with metadata (b, rows, try, deadline) → one INSERT → next
 //
-// The rows carry their place (src_part, src_offset), and they are the truth: after anything but a plain success, and
+// The rows carry their place (src_topic, src_part, src_offset), and they are the truth: after anything but a plain success, and
 // after a take-over, the worker counts the rows of [a..b] in the table. All there: done. None, once the deadline has
 // passed on the server and the old query is gone: inserted again, as the next try. Anything else is never guessed at:
 // the partition stops, with an alert. ClickHouse's insert token is set, and not relied on: it is remembered before the
@@ -95,7 +95,7 @@ type Sink struct {
 	// pool holds batch buffers (rows).
 	pool sync.Pool
 
-	// topicID tells a topic from one that was created anew under its name; part of insert tokens.
+	// topicID tells a topic from one that was created anew under its name, in base64; part of insert tokens and rows.
 	topicID string
 	// clock is the server's time less ours, in milliseconds: deadlines are in the server's time.
 	clock atomic.Int64

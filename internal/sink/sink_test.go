@@ -2,6 +2,8 @@ package sink
 
 import (
 	"fmt"
+	"log/slog"
+	"strings"
 	"testing"
 	"time"
 
@@ -9,6 +11,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/betterdata/webhooks/internal/clickhouse"
 	"github.com/betterdata/webhooks/internal/testenv"
 	"github.com/betterdata/webhooks/schemas"
 	webhooksv1 "github.com/betterdata/webhooks/schemas/webhooks/v1"
@@ -113,6 +116,23 @@ func TestReplacingTableKeepsTheNewestVersion(t *testing.T) {
 		return f.query("SELECT count() FROM deliveries FINAL WHERE status = 'delivered' AND ended_at IS NOT NULL OR status = 'waiting' AND ended_at IS NULL") == 2
 	}, 20*time.Second, 20*time.Millisecond)
 	require.NoError(t, s.Check(t.Context()))
+}
+
+func TestOverHTTP(t *testing.T) {
+	server := testenv.NewClickHouse(t)
+	native := server.Database(t)
+	f := newFixture(t, testenv.FakeKafka(t), native)
+	url := "http://" + server.HTTPAddr + native[strings.LastIndex(native, "/"):]
+	require.NoError(t, clickhouse.Migrate(t.Context(), url, slog.New(slog.DiscardHandler)))
+	s := f.start(plainTable(), func(c *Config) { c.ClickHouse = f.open(url) })
+	f.produce(1_000)
+	f.exactlyOnce()
+	require.NoError(t, server.Kill())
+	f.produce(1_000)
+	require.NoError(t, server.Start(t.Context()))
+	f.exactlyOnce()
+	f.settled()
+	require.Zero(t, counted(s, resultStopped))
 }
 
 func TestClickHouseAwayKeepsMemoryFlatAndLosesNothing(t *testing.T) {

@@ -125,7 +125,7 @@ func (w *worker) insertOnce() bool {
 			return true
 		case absent:
 			w.sink.metrics.batches[resultAbsent].Inc()
-			if !w.pause(w.sink.cfg.retryPause(try)) {
+			if !w.pause(retryPause(try)) {
 				return false
 			}
 		default:
@@ -138,7 +138,7 @@ func (w *worker) insertOnce() bool {
 const codeSameQueryRunning = 216
 
 // retryPause grows from 100 ms to 10 s with the number of inserts that did not land.
-func (c Config) retryPause(try uint32) time.Duration {
+func retryPause(try uint32) time.Duration {
 	return min(10*time.Second, 100*time.Millisecond<<min(try-1, 10))
 }
 
@@ -162,7 +162,7 @@ func (w *worker) replace() bool {
 		w.sink.log.Warn("insert was not acknowledged: it is repeated", "partition", w.partition,
 			"offset", in.first, "last_offset", in.last, "try", try, "error", err)
 		w.sink.metrics.batches[resultAbsent].Inc()
-		if !w.pause(w.sink.cfg.retryPause(try)) {
+		if !w.pause(retryPause(try)) {
 			return false
 		}
 	}
@@ -199,7 +199,7 @@ func (w *worker) commit(offset int64, epoch int32, in *intent) bool {
 			return true
 		}
 		w.sink.log.Debug("commit was refused", "partition", w.partition, "offset", offset, "error", err)
-		if !w.pause(w.sink.cfg.retryPause(try)) && (in != nil || try >= closingTries) {
+		if !w.pause(retryPause(try)) && (in != nil || try >= closingTries) {
 			return false
 		}
 	}
@@ -250,8 +250,9 @@ func (w *worker) stopPartition(in intent, rows uint64) {
 	s.metrics.batches[resultStopped].Inc()
 	s.client.PauseFetchPartitions(map[string][]int32{s.topic(): {w.partition}})
 	s.log.Error("partition stopped: the table holds another number of a batch's rows than the log. Find out which of the "+
-		"rows with this src_part and src_offset are missing or double, delete the whole range from the table, and restart: "+
+		"rows with this src_topic, src_part and src_offset are missing or double, delete the whole range from the table, and "+
+		"restart: "+
 		"the batch is then inserted anew",
-		"topic", s.topic(), "partition", w.partition, "offset", in.first, "last_offset", in.last,
+		"topic", s.topic(), "topic_id", s.topicID, "partition", w.partition, "offset", in.first, "last_offset", in.last,
 		"rows_in_table", rows, "rows_in_log", in.rows, "group", s.group())
 }

@@ -34,6 +34,7 @@ CREATE TABLE IF NOT EXISTS delivery_attempts
     test             UInt8,
     maybe_repeated   UInt8,
     worker           LowCardinality(String),
+    src_topic        LowCardinality(String),
     src_part         Int32 CODEC(ZSTD(1)),
     src_offset       Int64 CODEC(Delta, ZSTD(1)),
     INDEX by_src_offset src_offset TYPE minmax GRANULARITY 1,

@@ -18,6 +18,7 @@ CREATE TABLE IF NOT EXISTS events
     schema_version  UInt16,
     matched         UInt16,
     data            String CODEC(ZSTD(1)),
+    src_topic       LowCardinality(String),
     src_part        Int32 CODEC(ZSTD(1)),
     src_offset      Int64 CODEC(Delta, ZSTD(1)),
     INDEX by_src_offset src_offset TYPE minmax GRANULARITY 1,

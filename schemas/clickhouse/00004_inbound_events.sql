@@ -12,6 +12,7 @@ CREATE TABLE IF NOT EXISTS inbound_events
     outcome         LowCardinality(String),
     reason          LowCardinality(String),
     received_at     DateTime64(3, 'UTC') CODEC(Delta, ZSTD(1)),
+    src_topic       LowCardinality(String),
     src_part        Int32 CODEC(ZSTD(1)),
     src_offset      Int64 CODEC(Delta, ZSTD(1)),
     INDEX by_src_offset src_offset TYPE minmax GRANULARITY 1,

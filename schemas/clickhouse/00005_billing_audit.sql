@@ -19,6 +19,7 @@ CREATE TABLE IF NOT EXISTS billing_audit
     livemode         UInt8,
     occurred_at      DateTime64(3, 'UTC') CODEC(Delta, ZSTD(1)),
     recorded_at      DateTime64(3, 'UTC') CODEC(Delta, ZSTD(1)),
+    src_topic        LowCardinality(String),
     src_part         Int32 CODEC(ZSTD(1)),
     src_offset       Int64 CODEC(Delta, ZSTD(1)),
     INDEX by_src_offset src_offset TYPE minmax GRANULARITY 1

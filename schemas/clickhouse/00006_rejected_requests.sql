@@ -13,6 +13,7 @@ CREATE TABLE IF NOT EXISTS rejected_requests
     content_length UInt64,
     weight         UInt32,
     worker         LowCardinality(String),
+    src_topic      LowCardinality(String),
     src_part       Int32 CODEC(ZSTD(1)),
     src_offset     Int64 CODEC(Delta, ZSTD(1)),
     INDEX by_src_offset src_offset TYPE minmax GRANULARITY 1

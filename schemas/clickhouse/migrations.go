@@ -5,8 +5,9 @@
 // must be safe to repeat (IF NOT EXISTS, IF EXISTS); one that was released is never edited, the next number changes it.
 //
 // Rules for a table that a sink fills:
-//   - a plain table carries src_part and src_offset, the row's place on its topic, with a minmax index on src_offset:
-//     the sink counts a batch by them, and offsets of recent rows lie together in recent parts;
+//   - a plain table carries src_topic (the topic's id), src_part and src_offset, the row's place in the log, with a
+//     minmax index on src_offset: the sink counts a batch by them, and offsets of recent rows lie together in recent
+//     parts. Offsets alone would be mistaken for those of an earlier topic of the same name;
 //   - it is partitioned by a time whose unit the sink knows (sink.Week, sink.Month), because one insert is one part
 //     only within one partition;
 //   - non_replicated_deduplication_window and fsync: an acknowledged insert is on disk and a repeated token is ignored.

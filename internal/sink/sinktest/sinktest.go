@@ -24,7 +24,7 @@ import (
 // Partition is the one that records are produced to.
 const Partition = 2
 
-// Case is one record and the whole row it must become, as JSON shows it.
+// Case is one record and the whole row it must become, as JSON shows it, but for src_topic, which differs each time.
 type Case struct {
 	Table  sink.Table
 	Record proto.Message
@@ -89,7 +89,7 @@ func (c Case) row(t *testing.T) (row string) {
 	require.NoError(t, producer.ProduceSync(t.Context(),
 		&kgo.Record{Topic: cfg.Topic(c.Table.Topic), Partition: Partition, Value: value}).FirstErr())
 	testenv.Eventually(t, 30*time.Second, func() bool {
-		return conn.QueryRow(t.Context(), "SELECT formatRowNoNewline('JSONEachRow', *) FROM "+c.Table.Name+
+		return conn.QueryRow(t.Context(), "SELECT formatRowNoNewline('JSONEachRow', * EXCEPT '^src_topic$') FROM "+c.Table.Name+
 			" SETTINGS output_format_json_quote_64bit_integers = 0").Scan(&row) == nil
 	})
 	return row
