@@ -200,6 +200,28 @@ func TestWhatIsNoRequestIsAProblemToo(t *testing.T) {
 	}
 }
 
+func TestAClientThatTakesTooLongIsGivenUp(t *testing.T) {
+	e := startReady(t, testenv.FakeKafka(t), func(c *ingest.Config, _ *ingest.Deps) { c.ReadTimeout = 200 * time.Millisecond })
+	for name, request := range map[string]string{
+		"within the headers": "POST /webhooks/stripe HTTP/1.1\r\nHost: x\r\nX-A",
+		"within a body":      "POST /webhooks/stripe HTTP/1.1\r\nHost: x\r\nContent-Length: 20000\r\n\r\n{",
+		"within a chunk":     "POST /webhooks/stripe HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{",
+		"late in a body":     "POST /webhooks/stripe HTTP/1.1\r\nHost: x\r\nContent-Length: 20000\r\n\r\n" + strings.Repeat("x", 19_000),
+	} {
+		t.Run(name, func(t *testing.T) {
+			conn := e.dial()
+			_, err := io.WriteString(conn, request)
+			require.NoError(t, err)
+			r := bufio.NewReader(conn)
+			require.Equal(t, "request_timeout", readAnswer(t, r).problem(t).Code)
+			_, err = r.ReadByte()
+			require.ErrorIs(t, err, io.EOF, "the connection is closed")
+		})
+	}
+	require.Zero(t, e.metric("webhooks_ingest_held_bytes"))
+	require.Positive(t, e.metric("webhooks_ingest_requests_total", "source", "unknown", "code", "408"))
+}
+
 func TestTheBudgetOfHeldBodiesBoundsMemory(t *testing.T) {
 	e := startReady(t, testenv.FakeKafka(t), func(c *ingest.Config, _ *ingest.Deps) { c.HeldBytes = 64 << 10 })
 	big := append([]byte(`{"id":"evt_1","type":"x","pad":"`), append(bytes.Repeat([]byte("x"), 100<<10), `"}`...)...)

@@ -56,6 +56,8 @@ type Config struct {
 	Linger time.Duration
 	// OutcomeTimeout is how long a management write waits to be carried out before it is answered 202; default 10 s.
 	OutcomeTimeout time.Duration
+	// ReadTimeout bounds a request's arrival, headers and body together; default 10 s, 1 MiB at 100 kB a second.
+	ReadTimeout time.Duration
 	// DrainTimeout bounds the wait for open requests when the edge stops; default 15 s.
 	DrainTimeout time.Duration
 	// Worker names this process in rejected_requests; default the host's name.
@@ -143,7 +145,7 @@ func New(cfg Config, deps Deps) (*Edge, error) {
 		metrics: metrics, scratch: sync.Pool{New: func() any { return new(scratch) }}, log: deps.Log,
 		unstored: rate.Sometimes{Interval: time.Second}, open: e.ready.opened,
 	}
-	e.server = NewServer(e.handler(metrics), deps.Log)
+	e.server = e.newServer(metrics)
 	return e, nil
 }
 
@@ -243,18 +245,4 @@ func (e *Edge) Check(ctx context.Context) error {
 		return err
 	}
 	return e.replicas.check()
-}
-
-// handler is everything the edge answers.
-func (e *Edge) handler(metrics *metrics) fasthttp.RequestHandler {
-	api := e.bounded(forwarding(e.commands.Handler(), e.deps.Processor, e.deps.Deliverer))
-	return func(ctx *fasthttp.RequestCtx) {
-		defer e.recovered(ctx)
-		if name, ok := webhookSource(ctx.Path()); ok {
-			e.webhooks.serve(ctx, name)
-			return
-		}
-		api(ctx)
-		metrics.answered(management, ctx.Response.StatusCode())
-	}
 }

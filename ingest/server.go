@@ -14,11 +14,11 @@ import (
 
 	"github.com/valyala/fasthttp"
 
+	"github.com/betterdata/webhooks/ingest/rejections"
 	"github.com/betterdata/webhooks/internal/httpapi"
 )
 
 const (
-	// readTimeout bounds a request's arrival, headers and body together: 1 MiB at 100 kB a second.
 	readTimeout = 10 * time.Second
 	// writeTimeout bounds an answer's departure.
 	writeTimeout = 30 * time.Second
@@ -41,6 +41,34 @@ func NewServer(handler fasthttp.RequestHandler, log *slog.Logger) *fasthttp.Serv
 	s.SecureErrorLogMessage = true
 	s.Logger = serverLog{log}
 	return s
+}
+
+// newServer is NewServer for this edge.
+func (e *Edge) newServer(metrics *metrics) *fasthttp.Server {
+	s := NewServer(e.handler(metrics), e.log)
+	if e.cfg.ReadTimeout > 0 {
+		s.ReadTimeout = e.cfg.ReadTimeout
+	}
+	answerUnreadable := s.ErrorHandler
+	s.ErrorHandler = func(ctx *fasthttp.RequestCtx, err error) {
+		answerUnreadable(ctx, err)
+		metrics.answered(rejections.Unknown, ctx.Response.StatusCode())
+	}
+	return s
+}
+
+// handler is everything the edge answers.
+func (e *Edge) handler(metrics *metrics) fasthttp.RequestHandler {
+	api := e.bounded(forwarding(e.commands.Handler(), e.deps.Processor, e.deps.Deliverer))
+	return func(ctx *fasthttp.RequestCtx) {
+		defer e.recovered(ctx)
+		if name, ok := webhookSource(ctx.Path()); ok {
+			e.webhooks.serve(ctx, name)
+			return
+		}
+		api(ctx)
+		metrics.answered(management, ctx.Response.StatusCode())
+	}
 }
 
 // serverLog takes fasthttp's notices, which are about single connections that broke.
