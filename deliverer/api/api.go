@@ -7,10 +7,10 @@ package api
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"log/slog"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -87,6 +87,14 @@ func (w *where) add(condition string, args ...any) {
 	w.args = append(w.args, args...)
 }
 
+// and adds the conditions of another.
+func (w *where) and(other where) {
+	w.conditions = append(w.conditions, other.conditions...)
+	w.args = append(w.args, other.args...)
+}
+
+func (w where) clone() where { return where{slices.Clone(w.conditions), slices.Clone(w.args)} }
+
 // among adds the alternatives of a filter that was given.
 func (w *where) among(column string, values []string) {
 	if len(values) > 0 {
@@ -94,55 +102,8 @@ func (w *where) among(column string, values []string) {
 	}
 }
 
-// between adds a list's bounds on a time. Bounds finer than the table's milliseconds are rounded up, which keeps since
-// inclusive and until exclusive.
-func (w *where) between(column string, p httpapi.ListParams) {
-	if !p.Since.IsZero() {
-		w.add(column+" >= fromUnixTimestamp64Milli(?, 'UTC')", ceilMS(p.Since))
-	}
-	if !p.Until.IsZero() {
-		w.add(column+" < fromUnixTimestamp64Milli(?, 'UTC')", ceilMS(p.Until))
-	}
-}
-
 // sql is the conditions after WHERE.
 func (w *where) sql() string { return strings.Join(w.conditions, " AND ") }
-
-func ceilMS(t time.Time) int64 { return t.Add(time.Millisecond - 1).UnixMilli() }
-
-// position is where a page ended: a list is ordered by time, then id, newest first.
-type position struct {
-	unixMS int64
-	id     string
-}
-
-func (p position) encode() []byte {
-	return append(binary.BigEndian.AppendUint64(nil, uint64(p.unixMS)), p.id...)
-}
-
-// after adds the condition of the pages after the cursor, which the router's hash has kept to this list.
-func (w *where) after(timeColumn, idColumn string, cursor []byte) error {
-	if cursor == nil {
-		return nil
-	}
-	if len(cursor) < 8 {
-		return httpapi.NewProblem(http.StatusBadRequest, "invalid_parameter", "The parameter cursor is not a nextCursor of this list.")
-	}
-	// The first condition follows from the second, and is the one that ClickHouse prunes by.
-	unixMS := int64(binary.BigEndian.Uint64(cursor))
-	w.add(timeColumn+" <= fromUnixTimestamp64Milli(?, 'UTC')", unixMS)
-	w.add("("+timeColumn+", "+idColumn+") < (fromUnixTimestamp64Milli(?, 'UTC'), ?)", unixMS, string(cursor[8:]))
-	return nil
-}
-
-// page cuts what a query found, one more than the limit if there is more, to a page.
-func page[T any](p httpapi.ListParams, found []T, at func(T) position) httpapi.Page[T] {
-	if len(found) <= p.Limit {
-		return httpapi.NewPage(found, nil)
-	}
-	found = found[:p.Limit]
-	return httpapi.NewPage(found, httpapi.NextCursor(p, at(found[p.Limit-1]).encode()))
-}
 
 // oneOf refuses values of a filter that it never has.
 func oneOf(name string, values []string, known func(string) bool) error {

@@ -50,6 +50,33 @@ func TestDeliveriesAreListedNewestFirstInPages(t *testing.T) {
 	}
 }
 
+func TestListsReachBackAsFarAsThereIsSomething(t *testing.T) {
+	w := newWorld(t)
+	ages := []time.Duration{time.Minute, 5 * time.Hour, 3 * 24 * time.Hour, 30 * 24 * time.Hour, 60 * 24 * time.Hour}
+	var deliveries, events []string
+	for i, age := range ages {
+		created := time.Now().Add(-age)
+		w.event = w.id(id.Event, i)
+		w.eventRow(1, created)
+		w.delivery(row{id: w.id(id.Delivery, i), accepted: created, created: created})
+		deliveries, events = append(deliveries, w.id(id.Delivery, i)), append(events, w.event)
+	}
+	for limit := 1; limit <= 6; limit++ {
+		for path, want := range map[string][]string{
+			"deliveries?": deliveries, "deliveries?status=delivered&": deliveries, "events?": events, "events?status=delivered&": events,
+		} {
+			var seen []string
+			for cursor, more := "", true; more; {
+				body := w.get(t, 200, fmt.Sprintf("/v1/orgs/org_1/%slimit=%d%s", path, limit, cursor))
+				seen = append(seen, field(body["data"], "id")...)
+				next, _ := body["nextCursor"].(string)
+				cursor, more = "&cursor="+url.QueryEscape(next), next != ""
+			}
+			require.Equal(t, want, seen, "%s by %d", path, limit)
+		}
+	}
+}
+
 func TestDeliveryIsShownInItsNewestVersionWithItsAttempts(t *testing.T) {
 	w := newWorld(t)
 	dlv := w.id(id.Delivery, 1)

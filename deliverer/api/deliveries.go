@@ -68,11 +68,10 @@ func (a *API) listDeliveries(ctx context.Context, req *fasthttp.RequestCtx) (any
 	w.among("status", params.Filters["status"])
 	w.among("endpoint_id", params.Filters["endpointId"])
 	w.among("event_type", params.Filters["eventType"])
-	w.between("created_at", params)
-	if err := w.after("created_at", "delivery_id", params.Cursor); err != nil {
-		return nil, err
-	}
-	found, err := a.deliveries(ctx, w, " ORDER BY created_at DESC, delivery_id DESC LIMIT ?", params.Limit+1)
+	found, err := newest(params, "created_at", "delivery_id", func(bounds where, limit int) ([]delivery, error) {
+		bounds.and(w)
+		return a.deliveries(ctx, bounds, " ORDER BY created_at DESC, delivery_id DESC LIMIT ?", limit)
+	})
 	if err != nil {
 		return nil, err
 	}

@@ -56,14 +56,14 @@ func (a *API) listEvents(ctx context.Context, req *fasthttp.RequestCtx) (any, er
 	var w where
 	w.add("organization_id = ?", httpapi.Org(req))
 	w.among("type", params.Filters["eventType"])
-	w.between("accepted_at", params)
-	if err := w.after("accepted_at", "event_id", params.Cursor); err != nil {
-		return nil, err
-	}
-	if statuses := params.Filters["status"]; len(statuses) > 0 {
-		filterByStatus(&w, httpapi.Org(req), params, statuses)
-	}
-	found, err := a.events(ctx, w, " ORDER BY accepted_at DESC, event_id DESC LIMIT ?", params.Limit+1)
+	found, err := newest(params, "accepted_at", "event_id", func(bounds where, limit int) ([]event, error) {
+		in := bounds.clone()
+		in.and(w)
+		if statuses := params.Filters["status"]; len(statuses) > 0 {
+			filterByStatus(&in, httpapi.Org(req), bounds, statuses)
+		}
+		return a.events(ctx, in, " ORDER BY accepted_at DESC, event_id DESC LIMIT ?", limit)
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -71,13 +71,14 @@ func (a *API) listEvents(ctx context.Context, req *fasthttp.RequestCtx) (any, er
 	return answer, a.addDeliveries(ctx, httpapi.Org(req), answer.Data)
 }
 
-// filterByStatus keeps events by what statusOf says of their deliveries.
-func filterByStatus(w *where, org string, params httpapi.ListParams, statuses []string) {
+// filterByStatus keeps events by what statusOf says of their deliveries, which the list's bounds hold for, too: they
+// carry their event's id and acceptance.
+func filterByStatus(w *where, org string, bounds where, statuses []string) {
 	var d where
 	d.add("organization_id = ?", org)
 	d.add("replay_id = ''")
 	d.add("test = 0")
-	d.between("accepted_at", params)
+	d.and(bounds)
 	status := "multiIf(countIf(status = 'dead') > 0, 'dead', countIf(status = 'waiting') > 0, 'waiting', " +
 		"countIf(status = 'delivered') > 0, 'delivered', 'unmatched')"
 	w.add("event_id IN (SELECT event_id FROM deliveries FINAL WHERE "+d.sql()+" GROUP BY event_id HAVING "+status+" IN (?))",

@@ -103,6 +103,8 @@ type Dispatcher struct {
 	metrics *metrics
 	changes changes
 	sets    setVersions
+	// inFlight counts the attempts begun and not ended, those that wait for a goroutine included.
+	inFlight atomic.Int64
 
 	mu    sync.Mutex
 	tasks map[*task]struct{}

@@ -1,12 +1,8 @@
 package dispatch
 
-// Flying is the number of attempts under way in all tasks.
-func (d *Dispatcher) Flying() int {
-	n := 0
-	d.eachTask(func(t *task) {
-		t.mu.Lock()
-		defer t.mu.Unlock()
-		n += t.flying
-	})
-	return n
+// InFlight is the number of attempts begun and not ended, and how many of them wait for a goroutine.
+func (d *Dispatcher) InFlight() (begun, queued int) {
+	d.pool.mu.Lock()
+	defer d.pool.mu.Unlock()
+	return int(d.inFlight.Load()), len(d.pool.queue)
 }

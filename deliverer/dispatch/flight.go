@@ -76,6 +76,7 @@ func (t *task) launch(f *flight) {
 	t.mu.Lock()
 	t.flying++
 	t.mu.Unlock()
+	t.d.inFlight.Add(1)
 	t.d.pool.submit(func() { t.run(f) })
 }
 
@@ -100,6 +101,7 @@ func (t *task) run(f *flight) {
 		t.quiet = nil
 	}
 	t.mu.Unlock()
+	t.d.inFlight.Add(-1)
 }
 
 // land takes the results that have come in. What they say about the endpoint counts once, whatever becomes of the

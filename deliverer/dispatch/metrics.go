@@ -61,6 +61,9 @@ func newMetrics(reg prometheus.Registerer, d *Dispatcher) *metrics {
 	}
 	reg.MustRegister(
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "webhooks_attempts_in_flight", Help: "Attempts begun and not ended.",
+		}, func() float64 { return float64(d.inFlight.Load()) }),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "webhooks_breakers_open", Help: "Endpoints whose circuit breaker is open.",
 		}, func() float64 { return d.sum(func(t *task) int64 { return t.breakers.Load() }) }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{

@@ -6,7 +6,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"sync"
-	"testing"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -31,15 +31,16 @@ const org = "org_1"
 // world is one partition's task with a merchant side that tests command.
 type world struct {
 	*streamtest.Harness
-	t         *testing.T
+	t         streamtest.TB
 	d         *dispatch.Dispatcher
 	ring      *seal.Keyring
 	endpoints *table
 	receiver  *receiver
 	registry  *prometheus.Registry
+	workers   int
 }
 
-func newWorld(t *testing.T, change func(*dispatch.Config)) *world {
+func newWorld(t streamtest.TB, change func(*dispatch.Config)) *world {
 	t.Helper()
 	ring, err := seal.NewKeyring(seal.NewKey())
 	require.NoError(t, err)
@@ -48,7 +49,8 @@ func newWorld(t *testing.T, change func(*dispatch.Config)) *world {
 	if change != nil {
 		change(&cfg)
 	}
-	w.receiver = newReceiver(func() time.Time { return w.Now })
+	w.workers = cfg.InFlight
+	w.receiver = newReceiver()
 	w.d, err = dispatch.New(cfg, dispatch.Deps{
 		Sender:    w.receiver,
 		Guard:     netguard.New(netguard.Policy{AllowCIDRs: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}}),
@@ -59,6 +61,7 @@ func newWorld(t *testing.T, change func(*dispatch.Config)) *world {
 	})
 	require.NoError(t, err)
 	w.Harness = streamtest.New(t, w.d.Spec())
+	w.receiver.clock.Store(w.Now.UnixNano())
 	t.Cleanup(w.d.Close)
 	t.Cleanup(w.receiver.releaseAll)
 	return w
@@ -169,18 +172,27 @@ func (w *world) settle(out streamtest.Outputs) streamtest.Outputs {
 // quiet returns when every attempt that was begun has ended, but for those that a test holds.
 func (w *world) quiet() {
 	w.t.Helper()
-	require.Eventually(w.t, func() bool { return w.d.Flying() == w.receiver.holding() }, 10*time.Second, time.Millisecond)
+	w.receiver.clock.Store(w.Now.UnixNano())
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(100 * time.Microsecond) {
+		begun, queued := w.d.InFlight()
+		held := w.receiver.holding()
+		if begun == held+queued && (queued == 0 || held == w.workers) {
+			return
+		}
+		require.True(w.t, time.Now().Before(deadline), "attempts do not end: %d begun, %d of them queued, %d held", begun, queued, held)
+	}
 }
 
 // pass moves the clock to a time and comes to rest there.
 func (w *world) pass(d time.Duration) streamtest.Outputs {
 	w.t.Helper()
+	w.receiver.clock.Store(w.Now.Add(d).UnixNano())
 	return w.settle(w.Advance(w.Now.Add(d)))
 }
 
 // receiver answers attempts as tests say.
 type receiver struct {
-	now func() time.Time
+	clock atomic.Int64 // Unix ns
 
 	mu      sync.Mutex
 	answers map[string]func(m *sender.Message) sender.Result // by body
@@ -196,8 +208,8 @@ type sent struct {
 	body     string
 }
 
-func newReceiver(now func() time.Time) *receiver {
-	r := &receiver{now: now, answers: map[string]func(*sender.Message) sender.Result{}, held: map[string]chan struct{}{}, waiters: map[string]int{}}
+func newReceiver() *receiver {
+	r := &receiver{answers: map[string]func(*sender.Message) sender.Result{}, held: map[string]chan struct{}{}, waiters: map[string]int{}}
 	r.all = func(*sender.Message) sender.Result { return sender.Result{StatusCode: 200} }
 	return r
 }
@@ -218,7 +230,7 @@ func (r *receiver) Send(_ *sender.Destination, m *sender.Message) sender.Result 
 	r.mu.Unlock()
 	res := answer(m)
 	if res.Started.IsZero() {
-		res.Started = r.now()
+		res.Started = time.Unix(0, r.clock.Load())
 	}
 	return res
 }
@@ -276,19 +288,19 @@ func (r *receiver) sent() []sent {
 }
 
 // attempts decodes the rows of attempts among outputs.
-func attempts(t *testing.T, out streamtest.Outputs) []*webhooksv1.AttemptRow {
+func attempts(t streamtest.TB, out streamtest.Outputs) []*webhooksv1.AttemptRow {
 	return rows(t, out, schemas.Attempts, func() *webhooksv1.AttemptRow { return new(webhooksv1.AttemptRow) })
 }
 
-func deliveries(t *testing.T, out streamtest.Outputs) []*webhooksv1.DeliveryRow {
+func deliveries(t streamtest.TB, out streamtest.Outputs) []*webhooksv1.DeliveryRow {
 	return rows(t, out, schemas.DeliveryRows, func() *webhooksv1.DeliveryRow { return new(webhooksv1.DeliveryRow) })
 }
 
-func dead(t *testing.T, out streamtest.Outputs) []*webhooksv1.DeadDelivery {
+func dead(t streamtest.TB, out streamtest.Outputs) []*webhooksv1.DeadDelivery {
 	return rows(t, out, schemas.DeliveriesDead, func() *webhooksv1.DeadDelivery { return new(webhooksv1.DeadDelivery) })
 }
 
-func rows[M proto.Message](t *testing.T, out streamtest.Outputs, topic string, make func() M) []M {
+func rows[M proto.Message](t streamtest.TB, out streamtest.Outputs, topic string, make func() M) []M {
 	t.Helper()
 	var all []M
 	for _, r := range out.Topic(topic) {

@@ -1,0 +1,145 @@
+package dispatch_test
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"pgregory.net/rapid"
+
+	"github.com/betterdata/webhooks/deliverer/dispatch"
+	"github.com/betterdata/webhooks/deliverer/schedule"
+	"github.com/betterdata/webhooks/internal/stream/streamtest"
+	"github.com/betterdata/webhooks/schemas"
+	webhooksv1 "github.com/betterdata/webhooks/schemas/webhooks/v1"
+)
+
+// history is what a world has made durable.
+type history struct {
+	w *world
+	// attempts and rows by delivery, in the order they were written.
+	attempts map[string][]*webhooksv1.AttemptRow
+	rows     map[string][]*webhooksv1.DeliveryRow
+	expected map[string]bool
+}
+
+func (h *history) take(out streamtest.Outputs) {
+	for _, a := range attempts(h.w.t, out) {
+		h.attempts[a.DeliveryId] = append(h.attempts[a.DeliveryId], a)
+	}
+	for _, d := range deliveries(h.w.t, out) {
+		h.rows[d.DeliveryId] = append(h.rows[d.DeliveryId], d)
+	}
+}
+
+// check holds the history to the promises: every delivery ends, every attempt that a receiver saw is one row, what was
+// sent twice says so, and nothing is left behind.
+func (h *history) check(t streamtest.TB) {
+	require.Empty(t, h.w.Keys(schemas.Retries))
+	seen := map[string]int{}
+	for _, s := range h.w.receiver.sent() {
+		seen[fmt.Sprint(s.delivery, "/", s.number)]++
+	}
+	total := 0
+	for delivery := range h.expected {
+		rows := h.rows[delivery]
+		require.NotEmpty(t, rows, "%s has no row", delivery)
+		for i, row := range rows {
+			require.EqualValues(t, i+2, row.Version)
+			require.Equal(t, i == len(rows)-1, row.Status != "waiting", "only the last row ends it")
+		}
+		last := rows[len(rows)-1]
+		require.Contains(t, []string{"delivered", "dead"}, last.Status)
+		require.Len(t, h.attempts[delivery], int(last.AttemptCount))
+		for i, a := range h.attempts[delivery] {
+			require.EqualValues(t, i+1, a.Number)
+			key := fmt.Sprint(delivery, "/", a.Number)
+			require.Positive(t, seen[key], "an attempt that nobody saw")
+			require.True(t, seen[key] == 1 || a.MaybeRepeated, "sent twice, and does not say so")
+			require.Equal(t, a.Outcome == "success", a.DeliveryStatus == "delivered")
+			total++
+		}
+	}
+	require.Len(t, seen, total, "an attempt without a row")
+}
+
+func TestEveryHistoryKeepsThePromises(t *testing.T) {
+	rapid.Check(t, func(rt *rapid.T) {
+		w := newWorld(rt, func(c *dispatch.Config) {
+			c.Retries = schedule.Policy{Delays: []time.Duration{2 * time.Second, 10 * time.Second}, Jitter: 0.2}
+			c.InFlight = rapid.IntRange(1, 8).Draw(rt, "in flight")
+		})
+		h := &history{
+			w: w, expected: map[string]bool{},
+			attempts: map[string][]*webhooksv1.AttemptRow{}, rows: map[string][]*webhooksv1.DeliveryRow{},
+		}
+		var endpoints []string
+		for i := range 3 {
+			endpoints = append(endpoints, w.endpoint(fmt.Sprint("ep", i), func(ep *webhooksv1.Endpoint) { ep.Concurrency = uint32(i + 1) }))
+		}
+		events := 0
+		send := func(rt *rapid.T, with func(names []string)) {
+			names := names(fmt.Sprintf("e%d-", events), rapid.IntRange(1, 4).Draw(rt, "events"))
+			events++
+			for _, name := range names {
+				if rapid.IntRange(0, 3).Draw(rt, "held") == 0 {
+					w.receiver.holdBack(name)
+				}
+				for _, ep := range endpoints {
+					h.expected[dlv(name, ep)] = true
+				}
+			}
+			with(names)
+		}
+		process := func(names []string) {
+			for _, name := range names {
+				h.take(w.Process(w.event(name, endpoints...)))
+			}
+		}
+		rt.Repeat(map[string]func(*rapid.T){
+			"events": func(rt *rapid.T) { send(rt, process) },
+			"events in an aborted transaction": func(rt *rapid.T) {
+				send(rt, func(names []string) {
+					for _, name := range names {
+						w.Abort(w.event(name, endpoints...))
+						w.quiet()
+						h.take(w.Redeliver())
+					}
+				})
+			},
+			"abort": func(rt *rapid.T) {
+				w.quiet()
+				w.Now = w.Now.Add(time.Duration(rapid.IntRange(0, 3000).Draw(rt, "ms")) * time.Millisecond)
+				w.Abort()
+				h.take(w.Redeliver())
+			},
+			"time": func(rt *rapid.T) {
+				h.take(w.pass(time.Duration(rapid.IntRange(0, 5000).Draw(rt, "ms")) * time.Millisecond))
+			},
+			"answer": func(rt *rapid.T) {
+				w.receiver.answer(rapid.SampledFrom([]int{200, 200, 500, 429}).Draw(rt, "status"))
+			},
+			"release": func(*rapid.T) { w.receiver.releaseAll() },
+			"crash": func(*rapid.T) {
+				w.Crash()
+				h.take(w.Redeliver())
+			},
+			"stop": func(*rapid.T) {
+				w.receiver.releaseAll()
+				h.take(w.Stop())
+				h.take(w.Redeliver())
+			},
+			"pause": func(rt *rapid.T) {
+				w.endpoint("ep0", func(ep *webhooksv1.Endpoint) { ep.Paused, ep.Concurrency = rapid.Bool().Draw(rt, "paused"), 1 })
+			},
+		})
+		w.endpoint("ep0", nil)
+		w.receiver.answer(200)
+		w.receiver.releaseAll()
+		for range 40 {
+			h.take(w.pass(5 * time.Second))
+		}
+		h.check(rt)
+	})
+}
