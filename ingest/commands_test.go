@@ -3,6 +3,7 @@ package ingest_test
 import (
 	"context"
 	"encoding/json"
+	"net"
 	"net/http"
 	"strings"
 	"sync"
@@ -180,16 +181,30 @@ func TestPatchAndDeleteEndpoint(t *testing.T) {
 
 func TestConnections(t *testing.T) {
 	connection := id.New(id.Connection)
-	e := startReady(t, testenv.FakeKafka(t), func(_ *ingest.Config, d *ingest.Deps) {
-		d.Processor = func(ctx *fasthttp.RequestCtx) {
-			if string(ctx.Method()) != "GET" || string(ctx.Path()) != connectionsPath+"/"+connection ||
-				string(ctx.Request.Header.Peek("Authorization")) != "Bearer "+adminKey {
-				httpapi.WriteProblem(ctx, httpapi.NotFound())
-				return
-			}
-			httpapi.WriteJSON(ctx, 200, map[string]string{"source": "stripe", "account": "cus_7"})
+	processor := func(ctx *fasthttp.RequestCtx) {
+		if !ctx.IsGet() || string(ctx.Path()) != connectionsPath+"/"+connection || len(ctx.PostBody()) > 0 ||
+			string(ctx.Request.Header.Peek("Authorization")) != "Bearer "+adminKey {
+			httpapi.WriteProblem(ctx, httpapi.NotFound())
+			return
 		}
+		httpapi.WriteJSON(ctx, 200, map[string]string{"source": "stripe", "account": "cus_7"})
+	}
+	t.Run("with the processor in this process", func(t *testing.T) { testConnections(t, connection, processor) })
+	t.Run("with the processor apart", func(t *testing.T) {
+		listener, err := net.Listen("tcp", "127.0.0.1:0")
+		require.NoError(t, err)
+		ctx, stop := context.WithCancel(context.Background())
+		served := make(chan error, 1)
+		go func() { served <- httpapi.Serve(ctx, listener, processor) }()
+		t.Cleanup(func() { stop(); <-served })
+		proxy, err := httpapi.Proxy("http://" + listener.Addr().String())
+		require.NoError(t, err)
+		testConnections(t, connection, proxy)
 	})
+}
+
+func testConnections(t *testing.T, connection string, processor fasthttp.RequestHandler) {
+	e := startReady(t, testenv.FakeKafka(t), func(_ *ingest.Config, d *ingest.Deps) { d.Processor = processor })
 	o := startOwner(t, e.kafka, obliging)
 	a := e.manage(http.MethodPost, connectionsPath, `{"source":"stripe","account":"cus_7","accessToken":"sk_hidden","move":true}`)
 	require.Equal(t, 201, a.status, "%s", a.body)
@@ -201,7 +216,9 @@ func TestConnections(t *testing.T) {
 	require.NotContains(t, string(r.Value), "sk_hidden")
 	require.NotContains(t, string(a.body), "sk_hidden")
 
-	require.Equal(t, 204, e.manage(http.MethodDelete, connectionsPath+"/"+connection, "").status)
+	// Some clients send a body along with DELETE.
+	a = e.manage(http.MethodDelete, connectionsPath+"/"+connection+"?x=1", "{}")
+	require.Equal(t, 204, a.status, "%s", a.body)
 	cmd, r = o.last()
 	require.Equal(t, "stripe/cus_7", string(r.Key), "a deletion goes to the account's owner")
 	require.Equal(t, connection, cmd.GetDeleteConnection().ConnectionId)
