@@ -74,7 +74,7 @@ func (s *session) read(letters []letter) error {
 			if l.err != nil {
 				return l.err
 			}
-			if err := s.started(o); err != nil {
+			if err := s.started(o, l.start); err != nil {
 				return err
 			}
 		}
@@ -106,8 +106,16 @@ func (s *session) assign(parts map[int32]fetched) error {
 	return nil
 }
 
-// started runs the task of a restored partition.
-func (s *session) started(o *owned) error {
+// started runs the task of a restored partition. Without a committed offset it begins at the log's start, and there too
+// when its next record is deleted.
+func (s *session) started(o *owned, start int64) error {
+	if at := o.track.next.offset; at < start {
+		if at >= 0 {
+			s.log.Error("input was deleted by retention before it was processed", "topic", s.input, "partition", o.id,
+				"offset", at, "start", start)
+		}
+		o.track.restart(start)
+	}
 	if err := o.start(); err != nil {
 		return &taskError{err}
 	}

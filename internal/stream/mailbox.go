@@ -25,6 +25,7 @@ type letter struct {
 	fetched  map[int32]fetched
 	gone     []int32
 	restored *owned
+	start    int64 // with restored: the first offset of its input
 	err      error
 }
 

@@ -45,57 +45,43 @@ type tail struct {
 // restore runs beside the loop; a letter tells of each partition when it is ready.
 func (s *session) restore(parts []*owned) {
 	began := time.Now()
+	starts, err := s.inputStarts(s.restoring)
+	told := map[*owned]bool{}
 	tell := func(o *owned, err error) {
+		told[o] = true
 		s.g.metrics.restoreTime.Add(time.Since(began).Seconds())
-		s.mail.put(letter{restored: o, err: err})
+		s.mail.put(letter{restored: o, start: starts[o.id], err: err})
 	}
-	ctx := s.restoring
-	if err := s.placeInput(ctx, parts); err != nil {
-		for _, o := range parts {
-			tell(o, err)
-		}
-		return
+	if err == nil {
+		err = s.g.restoreTails(s.restoring, s.log, parts, func(o *owned) { tell(o, nil) })
 	}
-	ready := map[*owned]bool{}
-	err := s.g.restoreTails(ctx, s.log, parts, func(o *owned) { ready[o] = true; tell(o, nil) })
 	for _, o := range parts {
 		// Without an error the rest is given up, or another session of this process has it: its loss is under way.
-		if !ready[o] && err != nil {
+		if !told[o] && err != nil {
 			tell(o, err)
 		}
 	}
 }
 
-// restoreNow is the same within the loop, for partitions whose position on the input is known.
+// restoreNow is the same within the loop, for partitions that are at work.
 func (s *session) restoreNow(ctx context.Context, parts []*owned) error {
 	return s.g.restoreTails(ctx, s.log, parts, func(*owned) {})
 }
 
-// placeInput gives partitions without a committed offset the log's start, and those whose next record is deleted too.
-func (s *session) placeInput(ctx context.Context, parts []*owned) error {
-	starts, err := s.g.adm.ListStartOffsets(ctx, s.input)
+// inputStarts are the first offsets of the input's partitions.
+func (s *session) inputStarts(ctx context.Context) (map[int32]int64, error) {
+	listed, err := s.g.adm.ListStartOffsets(ctx, s.input)
 	if err == nil {
-		err = starts.Error()
+		err = listed.Error()
 	}
 	if err != nil {
-		return fmt.Errorf("list start offsets of %s: %w", s.input, err)
+		return nil, fmt.Errorf("list start offsets of %s: %w", s.input, err)
 	}
-	for _, o := range parts {
-		start, _ := starts.Lookup(s.input, o.id)
-		at := o.track.next.offset
-		if at >= start.Offset {
-			continue
-		}
-		if at >= 0 {
-			s.log.Error("input was deleted by retention before it was processed", "topic", s.input, "partition", o.id,
-				"offset", at, "start", start.Offset)
-		}
-		// Bits are counted from the old offset; without its records they mean nothing. What was started is suspected still.
-		in := o.track.inherited
-		o.track = newTracker(o.spec.Window, position{start.Offset, -1}, nil)
-		o.track.inherited.reach, o.track.inherited.ahead = in.reach, in.ahead
+	starts := map[int32]int64{}
+	for id, o := range listed[s.input] {
+		starts[id] = o.Offset
 	}
-	return nil
+	return starts, nil
 }
 
 // restoreTails calls ready for each partition whose stores are current. It returns when all are, or given up.

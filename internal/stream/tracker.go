@@ -114,6 +114,14 @@ func newTracker(window int, start position, meta *webhooksv1.CommitMetadata) tra
 	}
 }
 
+// restart moves a tracker that has seen nothing. Bits are counted from the committed offset and mean nothing from
+// elsewhere; what may have been started is suspected still.
+func (t *tracker) restart(offset int64) {
+	t.next = position{offset, -1}
+	t.startNext = t.next
+	t.inherited.done = nil
+}
+
 // record makes r the one that track means. Records come in offset order.
 func (t *tracker) record(r *kgo.Record) {
 	t.current = r

@@ -1,0 +1,158 @@
+package stream
+
+import (
+	"context"
+	"log/slog"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/betterdata/webhooks/internal/kafka"
+	"github.com/betterdata/webhooks/internal/store"
+	"github.com/betterdata/webhooks/internal/testenv"
+	"github.com/betterdata/webhooks/schemas"
+)
+
+// meddle changes what a stopped group has on disk: each store's position, and a record that the log never had.
+func meddle(t *testing.T, cfg kafka.Config, dir string, change func(*store.Position)) {
+	t.Helper()
+	db, err := store.Open(filepath.Join(dir, "counter", "db"), store.Options{}, slog.New(slog.DiscardHandler))
+	require.NoError(t, err)
+	for id := range cfg.Partitions {
+		p, err := db.Acquire(id, []string{counterState})
+		require.NoError(t, err)
+		pos, ok, err := p.Position(0)
+		require.NoError(t, err)
+		require.True(t, ok)
+		change(&pos)
+		b := p.Batch()
+		b.Put(0, []byte("ghost"), []byte("1 1"))
+		b.Position(0, pos)
+		require.NoError(t, b.Commit())
+	}
+	require.NoError(t, db.Close())
+}
+
+// haunted reports whether the record that the log never had is on disk, in each partition.
+func haunted(t *testing.T, cfg kafka.Config, dir string) bool {
+	t.Helper()
+	db, err := store.Open(filepath.Join(dir, "counter", "db"), store.Options{}, slog.New(slog.DiscardHandler))
+	require.NoError(t, err)
+	defer func() { require.NoError(t, db.Close()) }()
+	n := 0
+	for id := range cfg.Partitions {
+		p, err := db.Acquire(id, []string{counterState})
+		require.NoError(t, err)
+		_, ok, err := p.AppendGet(nil, 0, []byte("ghost"))
+		require.NoError(t, err)
+		if ok {
+			n++
+		}
+	}
+	require.True(t, n == 0 || n == int(cfg.Partitions), "%d partitions", n)
+	return n > 0
+}
+
+func TestLocalStateIsTrustedOnlyWhenItIsAPrefixOfTheLog(t *testing.T) {
+	for name, test := range map[string]struct {
+		change func(*store.Position)
+		wiped  bool
+	}{
+		"as it was left":     {change: func(*store.Position) {}},
+		"behind":             {change: func(p *store.Position) { p.Offset = 0 }},
+		"of another topic":   {change: func(p *store.Position) { p.TopicID[3]++ }, wiped: true},
+		"ahead of the log":   {change: func(p *store.Position) { p.Offset += 1000 }, wiped: true},
+		"too old":            {change: func(p *store.Position) { p.AppliedAt = time.Now().Add(-schemas.TombstoneRetention/2 - time.Minute) }, wiped: true},
+		"from the future":    {change: func(p *store.Position) { p.AppliedAt = time.Now().Add(2 * time.Hour) }, wiped: true},
+		"before the log":     {change: func(p *store.Position) { p.Offset = -5 }, wiped: true},
+		"of a later history": {change: func(p *store.Position) { p.LeaderEpoch += 7 }, wiped: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			onBoth(t, func(t *testing.T, cfg kafka.Config) {
+				c, dir := newClient(t, cfg), t.TempDir()
+				in := numbers(400, 20)
+				g := begin(t, counterSpec(), config(cfg, dir)).ready()
+				c.produce(counterIn, in[:200]...)
+				c.requireExact(200, in[:200])
+				g.stop()
+				meddle(t, cfg, dir, test.change)
+				g = begin(t, counterSpec(), config(cfg, dir)).ready()
+				c.produce(counterIn, in[200:]...)
+				c.requireExact(400, in)
+				g.stop()
+				require.Equal(t, test.wiped, !haunted(t, cfg, dir))
+			})
+		})
+	}
+}
+
+// A dead owner's transaction may be open on a changelog when the next owner restores. How it ends decides whether its
+// records are state, so it is waited for.
+func TestRestoreWaitsForAnOpenTransaction(t *testing.T) {
+	for name, commit := range map[string]kgo.TransactionEndTry{"committed": kgo.TryCommit, "aborted": kgo.TryAbort} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			onBoth(t, func(t *testing.T, cfg kafka.Config) {
+				ctx := context.Background()
+				c, dir := newClient(t, cfg), t.TempDir()
+				dead, err := kgo.NewClient(append(kafka.Options(cfg, testLog(t)),
+					kgo.TransactionalID(cfg.TopicPrefix+"dead"), kgo.RecordPartitioner(kgo.ManualPartitioner()))...)
+				require.NoError(t, err)
+				defer dead.Close()
+				require.NoError(t, dead.BeginTransaction())
+				for _, key := range []string{"org_0", "org_1"} {
+					require.NoError(t, dead.ProduceSync(ctx, &kgo.Record{
+						Topic: cfg.Topic(counterState), Partition: cfg.PartitionOf(key), Key: []byte(key), Value: []byte("1000 1"),
+					}).FirstErr())
+				}
+				in := numbers(2, 2)
+				c.produce(counterIn, in...)
+				g := begin(t, counterSpec(), config(cfg, dir))
+				time.Sleep(stalled + time.Second) // long enough to be asked why
+				require.ErrorIs(t, g.Check(ctx), errRestoring)
+				require.NoError(t, dead.EndTransaction(ctx, commit))
+				g.ready()
+				want := map[kgo.TransactionEndTry]string{kgo.TryCommit: "1001 1", kgo.TryAbort: "1 0"}[commit]
+				testenv.Eventually(t, 20*time.Second, func() bool {
+					got := c.committed(counterOut)["org_0"]
+					return len(got) == 1 && got[0] == want
+				}, "org_0 is ", want)
+			})
+		})
+	}
+}
+
+// With the newest records of a changelog compacted away there is nothing to read up to its end.
+func TestRestoreEndsWhereNothingIsLeftToRead(t *testing.T) {
+	onBoth(t, func(t *testing.T, cfg kafka.Config) {
+		ctx := context.Background()
+		c := newClient(t, cfg)
+		in := numbers(100, 20)
+		g := begin(t, counterSpec(), config(cfg, t.TempDir())).ready()
+		c.produce(counterIn, in...)
+		c.requireExact(100, in)
+		ends, err := g.adm.ListEndOffsets(ctx, cfg.Topic(counterState))
+		require.NoError(t, err)
+		end, _ := ends.Lookup(cfg.Topic(counterState), 0)
+		r := &restore{g: g.Group, log: g.log}
+		o := &owned{id: 0}
+		at := func(from int64) *tail {
+			return &tail{o: o, topic: cfg.Topic(counterState), from: position{from, -1}, target: end.Offset}
+		}
+		next, stable, err := r.fetchOnce(ctx, at(0))
+		require.NoError(t, err)
+		require.Equal(t, []int64{end.Offset, end.Offset}, []int64{next, stable}, "all of it is there")
+
+		gone := at(end.Offset)
+		gone.target++ // as if one more record had been written, and cleaned away, marker and all
+		next, _, err = r.fetchOnce(ctx, gone)
+		require.NoError(t, err)
+		require.Equal(t, end.Offset, next)
+		require.NoError(t, r.probe(ctx, gone))
+		require.Equal(t, end.Offset, gone.target, "the log ends before the target: it was truncated")
+	})
+}
