@@ -7,7 +7,6 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"net"
 	"strings"
 	"time"
 
@@ -24,10 +23,6 @@ const (
 	readTimeout = 30 * time.Second
 	// maxConns bounds connections: inserts of three sinks and the readers of an API.
 	maxConns = 32
-
-	// ClickHouse's UNKNOWN_TABLE and UNKNOWN_DATABASE (src/Common/ErrorCodes.cpp): migrations have not run yet.
-	codeUnknownTable    = 60
-	codeUnknownDatabase = 81
 )
 
 // Open makes a pool of connections for a clickhouse:// (native) or http(s):// URL with the database as its path. It
@@ -62,15 +57,25 @@ func options(url string) (*clickhouse.Options, error) {
 	return opts, nil
 }
 
-// Unavailable reports that err means that the server could not be asked, rather than that it refused the query.
+// unavailableCodes are the exceptions by which a server says that it cannot answer now (src/Common/ErrorCodes.cpp).
+var unavailableCodes = map[int32]string{
+	60:  "UNKNOWN_TABLE: the migrations have not run yet",
+	81:  "UNKNOWN_DATABASE: nor has the database been made",
+	159: "TIMEOUT_EXCEEDED",
+	202: "TOO_MANY_SIMULTANEOUS_QUERIES",
+	209: "SOCKET_TIMEOUT",
+	210: "NETWORK_ERROR",
+	236: "ABORTED: it is stopping",
+	241: "MEMORY_LIMIT_EXCEEDED",
+	394: "QUERY_WAS_CANCELLED: it is stopping",
+}
+
+// Unavailable reports that err means that the server could not be asked or cannot answer now, rather than that it
+// refused the query.
 func Unavailable(err error) bool {
-	if err == nil {
-		return false
-	}
 	var refused *clickhouse.Exception
 	if errors.As(err, &refused) {
-		return refused.Code == codeUnknownDatabase || refused.Code == codeUnknownTable
+		return unavailableCodes[refused.Code] != ""
 	}
-	var network net.Error
-	return errors.As(err, &network) || !errors.Is(err, context.Canceled)
+	return err != nil && !errors.Is(err, context.Canceled)
 }

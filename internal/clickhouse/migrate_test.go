@@ -112,6 +112,38 @@ func TestRetentionIsSetOnce(t *testing.T) {
 	require.ErrorContains(t, clickhouse.SetRetention(t.Context(), conn, time.Minute), "RETENTION is 1m0s")
 }
 
+func TestLedgerCountsEachDeliveryOnceInItsMinute(t *testing.T) {
+	conn := migrated(t)
+	require.NoError(t, conn.Exec(t.Context(), `INSERT INTO deliveries
+		(organization_id, delivery_id, accepted_at, status, version, replay_id, test)
+		SELECT o, d, toStartOfMinute(now64(3, 'UTC')) + toIntervalMinute(m), s, v, r, t FROM values(
+			'o String, d String, m Int32, s String, v UInt64, r String, t UInt8',
+			('org_1', 'a', 0, 'waiting', 1, '', 0), ('org_1', 'a', 0, 'delivered', 2, '', 0),
+			('org_1', 'b', 0, 'dead', 3, '', 0), ('org_1', 'b', 0, 'waiting', 2, '', 0), ('org_1', 'b', 0, 'dead', 3, '', 0),
+			('org_1', 'c', 0, 'unmatched', 1, '', 0), ('org_1', 'd', 0, 'waiting', 1, '', 0),
+			('org_1', 'e', 0, 'dead', 1, 'rpl_1', 0), ('org_1', 'f', 0, 'dead', 1, '', 1),
+			('org_1', 'g', 1, 'delivered', 2, '', 0), ('org_2', 'h', 0, 'waiting', 1, '', 0))`))
+	rows, err := conn.Query(t.Context(), `SELECT organization_id, accepted, delivered, waiting, dead, unmatched FROM ledger
+		ORDER BY organization_id, minute`)
+	require.NoError(t, err)
+	defer rows.Close()
+	type line struct {
+		org                                           string
+		accepted, delivered, waiting, dead, unmatched uint64
+	}
+	var got []line
+	for rows.Next() {
+		var l line
+		require.NoError(t, rows.Scan(&l.org, &l.accepted, &l.delivered, &l.waiting, &l.dead, &l.unmatched))
+		got = append(got, l)
+	}
+	require.Equal(t, []line{
+		{org: "org_1", accepted: 4, delivered: 1, waiting: 1, dead: 1, unmatched: 1},
+		{org: "org_1", accepted: 1, delivered: 1},
+		{org: "org_2", accepted: 1, waiting: 1},
+	}, got)
+}
+
 func TestURLErrorsKeepThePasswordToThemselves(t *testing.T) {
 	_, err := clickhouse.Open(t.Context(), "clickhouse://user:hunter2@host:notaport/db%zz")
 	require.ErrorContains(t, err, "CLICKHOUSE_URL")
