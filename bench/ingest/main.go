@@ -40,11 +40,7 @@ func main() {
 	flag.Float64Var(&o.seconds, "seconds", 3, "measured seconds of a run")
 	flag.Parse()
 	roles := map[string]func(options) error{"": compare, "broker": runBroker, "edge": runEdge, "bare": runBare, "load": runLoad}
-	run := roles[o.role]
-	if run == nil {
-		run = func(options) error { return fmt.Errorf("unknown role %q", o.role) }
-	}
-	if err := run(o); err != nil {
+	if err := roles[o.role](o); err != nil {
 		fmt.Fprintln(os.Stderr, "bench/ingest:", err)
 		os.Exit(1)
 	}
@@ -74,13 +70,13 @@ func compare(o options) error {
 		len(event(0)), customers, o.connections, o.runs, o.seconds)
 	for run := range o.runs + 1 {
 		for _, role := range roles {
-			micros, answered, failed, err := measure(o, servers[role])
+			micros, answered, err := measure(o, servers[role])
 			if err != nil {
 				return fmt.Errorf("run %d of %s: %w", run, role, err)
 			}
 			if run > 0 {
 				each[role] = append(each[role], micros)
-				fmt.Printf("run %d  %s  %7.2f µs CPU a request  %7.0f requests/s  %d not answered 200\n", run, role, micros, float64(answered)/o.seconds, failed)
+				fmt.Printf("run %d  %s  %7.2f µs CPU a request  %7.0f requests/s\n", run, role, micros, float64(answered)/o.seconds)
 			}
 		}
 	}
@@ -90,16 +86,16 @@ func compare(o options) error {
 }
 
 // measure loads a server and takes its CPU time around it.
-func measure(o options, server *child) (micros float64, answered, failed int, err error) {
+func measure(o options, server *child) (micros float64, answered int, err error) {
 	o.target = server.hello
 	load, err := spawn(o, "load")
 	if err != nil {
-		return 0, 0, 0, err
+		return 0, 0, err
 	}
 	defer load.stop()
 	var before, after int64
-	err = errors.Join(server.ask("cpu", &before), load.ask("go", &answered, &failed), server.ask("cpu", &after))
-	return float64(after-before) / float64(max(answered, 1)), answered, failed, err
+	err = errors.Join(server.ask("cpu", &before), load.ask("go", &answered), server.ask("cpu", &after))
+	return float64(after-before) / float64(max(answered, 1)), answered, err
 }
 
 func median(values []float64) float64 {
@@ -152,13 +148,17 @@ func (c *child) stop() {
 	_ = c.cmd.Wait()
 }
 
-// obey is a child's side: it says hello, then answers "go" with what begin does and any other line with this process's
-// CPU time in microseconds.
-func obey(hello any, begin func() string) error {
+// obey is a child's side: it says hello, then answers "go" with what begin returns and any other line with this
+// process's CPU time in microseconds.
+func obey(hello any, begin func() (int64, error)) error {
 	fmt.Println(hello)
 	for lines := bufio.NewScanner(os.Stdin); lines.Scan(); {
 		if lines.Text() == "go" {
-			fmt.Println(begin())
+			answered, err := begin()
+			if err != nil {
+				return err
+			}
+			fmt.Println(answered)
 			continue
 		}
 		var used syscall.Rusage

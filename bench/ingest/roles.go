@@ -4,11 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -16,6 +14,7 @@ import (
 	"github.com/stripe/stripe-go/v76/webhook"
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/valyala/fasthttp"
+	"golang.org/x/sync/errgroup"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/betterdata/webhooks/ingest"
@@ -52,7 +51,7 @@ func runBare(options) error {
 	if err != nil {
 		return err
 	}
-	server := ingest.NewServer(func(ctx *fasthttp.RequestCtx) { ctx.SetStatusCode(fasthttp.StatusOK) }, quiet())
+	server := ingest.NewServer(func(ctx *fasthttp.RequestCtx) { ctx.SetStatusCode(fasthttp.StatusOK) }, slog.New(slog.DiscardHandler))
 	go func() { _ = server.Serve(listener) }()
 	return obey(listener.Addr(), nil)
 }
@@ -65,13 +64,13 @@ func runEdge(o options) error {
 	nobody := func(ctx *fasthttp.RequestCtx) { ctx.SetStatusCode(fasthttp.StatusNotFound) }
 	table := &routes{}
 	keyring, err := seal.NewKeyring(seal.NewKey())
-	if err := errors.Join(err, kafka.EnsureTopics(ctx, cluster, quiet())); err != nil {
+	if err := errors.Join(err, kafka.EnsureTopics(ctx, cluster, slog.New(slog.DiscardHandler))); err != nil {
 		return err
 	}
 	edge, err := ingest.New(
 		ingest.Config{HTTPAddr: "127.0.0.1:0", Kafka: cluster, Stripe: stripe.Config{Secrets: []string{secret}}},
 		ingest.Deps{Routes: table, Auth: httpapi.AdminKey("bench"), Keyring: keyring, Rules: resource.NewRules(resource.Config{}),
-			Processor: nobody, Deliverer: nobody, Log: quiet(), Registerer: prometheus.NewRegistry()})
+			Processor: nobody, Deliverer: nobody, Log: slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry()})
 	if err != nil {
 		return err
 	}
@@ -125,7 +124,6 @@ func runLoad(o options) error {
 			req := &fasthttp.Request{}
 			req.SetRequestURI("http://" + o.target + "/webhooks/stripe")
 			req.Header.SetMethod(fasthttp.MethodPost)
-			req.Header.SetContentType("application/json; charset=utf-8")
 			req.Header.SetUserAgent("Stripe/1.0 (+https://stripe.com/docs/webhooks)")
 			req.Header.Set("Stripe-Signature", fmt.Sprintf("t=%d,v1=%x", at.Unix(), webhook.ComputeSignature(at, body, secret)))
 			req.SetBodyRaw(body)
@@ -133,25 +131,23 @@ func runLoad(o options) error {
 		}
 	}
 	client := &fasthttp.HostClient{Addr: o.target, MaxConns: o.connections}
-	return obey("ready", func() string {
-		var answered, failed atomic.Int64
-		var running sync.WaitGroup
+	return obey("ready", func() (int64, error) {
+		var answered atomic.Int64
+		var running errgroup.Group
 		until := time.Now().Add(time.Duration(o.seconds * float64(time.Second)))
-		for c := range requests {
-			running.Go(func() {
+		for _, own := range requests {
+			running.Go(func() error {
 				res := &fasthttp.Response{}
 				for i := 0; time.Now().Before(until); i++ {
-					if client.Do(requests[c][i%prepared], res) == nil && res.StatusCode() == fasthttp.StatusOK {
-						answered.Add(1)
-					} else {
-						failed.Add(1)
+					if err := client.Do(own[i%prepared], res); err != nil || res.StatusCode() != fasthttp.StatusOK {
+						return fmt.Errorf("answered %d %s: %w", res.StatusCode(), res.Body(), err)
 					}
+					answered.Add(1)
 				}
+				return nil
 			})
 		}
-		running.Wait()
-		return fmt.Sprint(answered.Load(), " ", failed.Load())
+		err := running.Wait()
+		return answered.Load(), err
 	})
 }
-
-func quiet() *slog.Logger { return slog.New(slog.NewTextHandler(io.Discard, nil)) }
