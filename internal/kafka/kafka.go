@@ -5,6 +5,7 @@ package kafka
 import (
 	"context"
 	"log/slog"
+	"sync"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -53,7 +54,7 @@ func Options(cfg Config, log *slog.Logger) []kgo.Opt {
 	return []kgo.Opt{
 		kgo.SeedBrokers(cfg.Brokers...),
 		kgo.ClientID("webhooks"),
-		kgo.WithLogger(kslog.New(slog.New(quiet{log.Handler()}))),
+		kgo.WithLogger(kslog.New(slog.New(quiet{log.Handler(), &told{kinds: map[string]time.Time{}}}))),
 		// A broker that came back must be noticed in the time a test, or a merchant, waits.
 		kgo.MetadataMinAge(250 * time.Millisecond),
 		kgo.RetryBackoffFn(retryBackoff),
@@ -100,9 +101,20 @@ func NewProducer(cfg Config, limits ProducerLimits, log *slog.Logger, extra ...k
 	return kgo.NewClient(append(opts, extra...)...)
 }
 
-// quiet keeps the client's own notices out of the log below warnings: it reports every transaction and rebalance at
-// info. Set the handler's level to debug to see them.
-type quiet struct{ slog.Handler }
+// quiet is for the client's own messages. It reports every transaction and rebalance at info: those are kept below the
+// log unless that is at debug. And it warns of every try to reach a broker that is away: one message of a kind every
+// ten seconds is enough.
+type quiet struct {
+	slog.Handler
+	told *told
+}
+
+const quietFor = 10 * time.Second
+
+type told struct {
+	mu    sync.Mutex
+	kinds map[string]time.Time // by message; the client has some hundred
+}
 
 func (q quiet) Enabled(ctx context.Context, level slog.Level) bool {
 	if level >= slog.LevelWarn {
@@ -111,8 +123,27 @@ func (q quiet) Enabled(ctx context.Context, level slog.Level) bool {
 	return q.Handler.Enabled(ctx, slog.LevelDebug)
 }
 
-func (q quiet) WithAttrs(attrs []slog.Attr) slog.Handler { return quiet{q.Handler.WithAttrs(attrs)} }
-func (q quiet) WithGroup(name string) slog.Handler       { return quiet{q.Handler.WithGroup(name)} }
+func (q quiet) Handle(ctx context.Context, r slog.Record) error {
+	if r.Level >= slog.LevelWarn && !q.Handler.Enabled(ctx, slog.LevelDebug) && !q.told.due(r.Message, r.Time) {
+		return nil
+	}
+	return q.Handler.Handle(ctx, r)
+}
+
+func (t *told) due(message string, now time.Time) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if now.Sub(t.kinds[message]) < quietFor {
+		return false
+	}
+	t.kinds[message] = now
+	return true
+}
+
+func (q quiet) WithAttrs(attrs []slog.Attr) slog.Handler {
+	return quiet{q.Handler.WithAttrs(attrs), q.told}
+}
+func (q quiet) WithGroup(name string) slog.Handler { return quiet{q.Handler.WithGroup(name), q.told} }
 
 // murmur2 is Kafka's 32-bit hash of a key (org.apache.kafka.common.utils.Utils.murmur2).
 func murmur2(b string) uint32 {

@@ -1,9 +1,11 @@
 package kafka
 
 import (
+	"bytes"
 	"context"
 	"log/slog"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -118,4 +120,25 @@ func TestEnsureTopicsSaysWhatItCannotReach(t *testing.T) {
 	defer cancel()
 	err := EnsureTopics(ctx, Config{Brokers: []string{"127.0.0.1:1"}, Partitions: 1, ReplicationFactor: 1}, slog.New(slog.DiscardHandler))
 	require.ErrorContains(t, err, "reach Kafka at [127.0.0.1:1]")
+}
+
+func TestTheClientsMessagesAreKeptShort(t *testing.T) {
+	var out bytes.Buffer
+	log := slog.New(quiet{slog.NewTextHandler(&out, nil), &told{kinds: map[string]time.Time{}}})
+	for range 3 {
+		log.Info("transaction")
+		log.With("addr", "a").Warn("unable to open connection")
+		log.Error("manage loop")
+	}
+	require.NotContains(t, out.String(), "transaction")
+	require.Equal(t, 1, strings.Count(out.String(), "unable to open connection"))
+	require.Equal(t, 1, strings.Count(out.String(), "manage loop"))
+
+	out.Reset()
+	log = slog.New(quiet{slog.NewTextHandler(&out, &slog.HandlerOptions{Level: slog.LevelDebug}), &told{}})
+	for range 3 {
+		log.Info("transaction")
+		log.Warn("unable to open connection")
+	}
+	require.Equal(t, 6, strings.Count(out.String(), "\n"), "all of it at debug")
 }
