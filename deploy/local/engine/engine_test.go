@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ClickHouse/clickhouse-go/v2"
 	"github.com/stretchr/testify/require"
 
 	"github.com/betterdata/webhooks/deploy/local/engine"
@@ -105,6 +106,32 @@ func TestAKilledParentLeavesItsPortsAndRowsToItsSuccessor(t *testing.T) {
 
 	e := start(t, cfg)
 	require.Equal(t, "7", sql(t, e.HTTPAddr(), "SELECT n FROM kept"))
+}
+
+func TestAClientThatIsKilledDoesNotTakeTheEngineAlong(t *testing.T) {
+	e := start(t, engine.Config{Folder: t.TempDir(), Addr: "127.0.0.1:0", HTTPAddr: "127.0.0.1:0"})
+	for range 20 {
+		var raw *net.TCPConn
+		client, err := clickhouse.Open(&clickhouse.Options{
+			Addr: []string{e.Addr()},
+			DialContext: func(ctx context.Context, addr string) (net.Conn, error) {
+				conn, err := new(net.Dialer).DialContext(ctx, "tcp", addr)
+				if err == nil {
+					raw = conn.(*net.TCPConn)
+				}
+				return conn, err
+			},
+		})
+		require.NoError(t, err)
+		rows, err := client.Query(t.Context(), "SELECT number FROM numbers(10000000)")
+		require.NoError(t, err)
+		require.True(t, rows.Next())
+		require.NoError(t, raw.SetLinger(0)) // what the kernel does for a killed process with unread data: a reset
+		require.NoError(t, raw.Close())
+		_ = rows.Close()
+		_ = client.Close()
+	}
+	require.Equal(t, "1", sql(t, e.HTTPAddr(), "SELECT 1"))
 }
 
 func TestATakenPortIsToldWithItsSetting(t *testing.T) {

@@ -5,10 +5,12 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/exec"
 	"os/signal"
 	"runtime"
+	"strconv"
 	"syscall"
 	"time"
 	"unsafe"
@@ -71,10 +73,18 @@ func ended() <-chan struct{} {
 	return end
 }
 
-// serveLibrary runs the engine in this process. Its listeners live as long as one query does: a read of a pipe whose
-// writer closes at the end.
+// serveLibrary runs the engine in this process, behind relays. Its listeners live as long as one query does: a read of a
+// pipe whose writer closes at the end.
 func serveLibrary(o options, end <-chan struct{}) error {
 	query, err := loadQuery(o.library)
+	if err != nil {
+		return err
+	}
+	tcpPort, endTCP, err := listenBefore(o.host, o.tcpPort)
+	if err != nil {
+		return err
+	}
+	httpPort, endHTTP, err := listenBefore(o.host, o.httpPort)
 	if err != nil {
 		return err
 	}
@@ -85,16 +95,44 @@ func serveLibrary(o options, end <-chan struct{}) error {
 	defer runtime.KeepAlive(r)
 	go func() {
 		<-end
+		endTCP()
+		endHTTP()
 		_ = w.Close()
 		time.Sleep(drainTimeout)
 		fmt.Fprintln(os.Stderr, "clickhouse: not closed in time, ending without")
 		os.Exit(1)
 	}()
 	return query([]string{
-		"clickhouse", "--path=" + o.folder, "--listen_host=" + o.host,
-		fmt.Sprintf("--tcp_port=%d", o.tcpPort), fmt.Sprintf("--http_port=%d", o.httpPort),
-		"--query", fmt.Sprintf("SYSTEM START LISTEN HTTP; SYSTEM START LISTEN TCP; SELECT * FROM file('/dev/fd/%d', LineAsString)", r.Fd()),
+		"clickhouse", "--path=" + o.folder, "--listen_host=" + innerHost,
+		fmt.Sprintf("--tcp_port=%d", tcpPort), fmt.Sprintf("--http_port=%d", httpPort),
+		// HTTP last: where it answers, all listens.
+		"--query", fmt.Sprintf("SYSTEM START LISTEN TCP; SYSTEM START LISTEN HTTP; SELECT * FROM file('/dev/fd/%d', LineAsString)", r.Fd()),
 	})
+}
+
+// innerHost is where the engine itself listens, behind the relays.
+const innerHost = "127.0.0.1"
+
+// listenBefore relays what comes to a port to the inner port that the engine is to take.
+func listenBefore(host string, port int) (inner int, end func(), err error) {
+	free, err := net.Listen("tcp", net.JoinHostPort(innerHost, "0"))
+	if err != nil {
+		return 0, nil, err
+	}
+	target := free.Addr().(*net.TCPAddr)
+	if err := free.Close(); err != nil {
+		return 0, nil, err
+	}
+	ln, err := net.Listen("tcp", net.JoinHostPort(host, strconv.Itoa(port)))
+	if err != nil {
+		return 0, nil, err
+	}
+	r := newRelay(target.String())
+	go r.serve(ln)
+	return target.Port, func() {
+		_ = ln.Close()
+		r.end()
+	}, nil
 }
 
 // result is chdb's struct local_result_v2; of its fields only the message of an error is of use here.
