@@ -26,8 +26,8 @@ const (
 	idleTimeout = 75 * time.Second
 	// headerBytes bounds request line and headers.
 	headerBytes = 8 << 10
-	// connections bounds those served at a time; more are answered 503.
-	connections = 32 << 10
+	// connections bounds those served at a time, and their buffers with about 200 MB; more are answered 503.
+	connections = 16 << 10
 )
 
 // NewServer makes the edge's HTTP server around a handler, with its limits.
