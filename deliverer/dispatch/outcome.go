@@ -1,6 +1,7 @@
 package dispatch
 
 import (
+	"context"
 	"log/slog"
 	"math/rand/v2"
 	"time"
@@ -161,7 +162,7 @@ func (t *task) report(f *flight) {
 	m := t.d.metrics
 	if f.landed && f.verdict.status != "" {
 		m.attempt(f)
-		if !f.result.Success() {
+		if !f.result.Success() && t.log.Enabled(context.Background(), slog.LevelDebug) {
 			t.log.Debug("attempt failed", append(f.logged(), "attempt", f.number, "class", f.result.Class.String(),
 				"status", f.result.StatusCode, "error", f.result.Err)...)
 		}

@@ -117,11 +117,7 @@ func (t *task) Advance(tx *stream.Tx, now time.Time) error {
 	if err := t.visitDue(tx, now); err != nil {
 		return err
 	}
-	if now.Sub(t.swept) >= sweepEvery {
-		t.swept = now
-		t.forgetIdle(now)
-		t.observe()
-	}
+	t.sweep(now)
 	more, err := t.census.step(tx)
 	if more {
 		t.part.Wake()
@@ -131,6 +127,18 @@ func (t *task) Advance(tx *stream.Tx, now time.Time) error {
 
 // sweepEvery is how often all endpoints in memory are walked over: for the metrics, and for those that can go.
 const sweepEvery = 2 * time.Second
+
+func (t *task) sweep(now time.Time) {
+	if now.Sub(t.swept) >= sweepEvery {
+		t.swept = now
+		t.forgetIdle(now)
+		t.observe()
+	}
+	// What is shown as wrong must not stay so when nothing more happens here.
+	if t.oldest.Load() != 0 || t.breakers.Load() != 0 {
+		t.part.WakeAt(t.swept.Add(sweepEvery))
+	}
+}
 
 // visitsPerAdvance bounds the endpoints looked at in one call, so that thousands that become due together are spread
 // over transactions.

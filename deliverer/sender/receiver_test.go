@@ -49,7 +49,7 @@ func (n names) LookupNetIP(ctx context.Context, _, host string) ([]netip.Addr, e
 var localhost = []netip.Addr{netip.MustParseAddr("127.0.0.1")}
 
 // keys seals and opens the tests' secrets.
-func keys(t *testing.T) *seal.Keyring {
+func keys(t testing.TB) *seal.Keyring {
 	t.Helper()
 	ring, err := seal.NewKeyring(seal.NewKey())
 	require.NoError(t, err)
@@ -59,7 +59,7 @@ func keys(t *testing.T) *seal.Keyring {
 const secret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSwAAAAAAAA"
 
 // endpoint is one with a secret; change may set more.
-func endpoint(t *testing.T, ring *seal.Keyring, url string, change func(*webhooksv1.Endpoint)) *webhooksv1.Endpoint {
+func endpoint(t testing.TB, ring *seal.Keyring, url string, change func(*webhooksv1.Endpoint)) *webhooksv1.Endpoint {
 	t.Helper()
 	sealed, err := ring.Seal([]byte(secret), seal.EndpointSecret(endpointID))
 	require.NoError(t, err)
@@ -73,7 +73,7 @@ func endpoint(t *testing.T, ring *seal.Keyring, url string, change func(*webhook
 	return ep
 }
 
-func destination(t *testing.T, url string, timeout time.Duration) *sender.Destination {
+func destination(t testing.TB, url string, timeout time.Duration) *sender.Destination {
 	t.Helper()
 	ring := keys(t)
 	ep := endpoint(t, ring, url, func(ep *webhooksv1.Endpoint) { ep.TimeoutMs = uint32(timeout.Milliseconds()) })
@@ -82,7 +82,7 @@ func destination(t *testing.T, url string, timeout time.Duration) *sender.Destin
 	return d
 }
 
-func newSender(t *testing.T, change func(*sender.Config)) *sender.Sender {
+func newSender(t testing.TB, change func(*sender.Config)) *sender.Sender {
 	t.Helper()
 	cfg := sender.Config{Guard: loopback(), IdleConn: 50 * time.Millisecond}
 	if change != nil {
@@ -101,7 +101,7 @@ func message() *sender.Message {
 }
 
 // raw serves each connection with handle and returns the address. Connections are closed when handle returns.
-func raw(t *testing.T, handle func(c net.Conn)) string {
+func raw(t testing.TB, handle func(c net.Conn)) string {
 	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
