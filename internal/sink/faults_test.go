@@ -109,6 +109,44 @@ func TestRowsOfAnEarlierTopicOfTheSameNameAreNotCounted(t *testing.T) {
 		20*time.Second, 10*time.Millisecond)
 }
 
+func TestForeignMetadataStopsThePartition(t *testing.T) {
+	for name, metadata := range map[string]string{
+		"not base64": "kafka-ui!", "not a message": "_w", "no rows": mustEncode(t, intent{last: 5}),
+		"ends before it begins": mustEncode(t, intent{last: -1, rows: 1}),
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := quickFixture(t)
+			require.NoError(t, f.producer.ProduceSync(t.Context(), f.record(1, f.now)).FirstErr())
+			f.commit(1, 0, metadata)
+			s := f.start(plainTable())
+			require.Eventually(t, func() bool { return s.stoppedPartitions() == 1 }, 20*time.Second, 10*time.Millisecond)
+			require.Zero(t, f.query("SELECT count() FROM inbound_events"))
+		})
+	}
+}
+
+func FuzzDecodeIntent(f *testing.F) {
+	f.Add(int64(0), "")
+	f.Add(int64(3), mustEncode(f, intent{last: 5, rows: 2, try: 1, deadline: 9}))
+	f.Add(int64(3), "_w")
+	f.Fuzz(func(t *testing.T, offset int64, metadata string) {
+		in, err := decodeIntent(offset, metadata)
+		if err != nil || in == nil {
+			return
+		}
+		again, err := decodeIntent(offset, mustEncode(t, *in))
+		require.NoError(t, err)
+		require.Equal(t, in, again)
+	})
+}
+
+func mustEncode(t testing.TB, in intent) string {
+	t.Helper()
+	metadata, err := in.encode()
+	require.NoError(t, err)
+	return metadata
+}
+
 func TestStoppedPartitionGoesOnAfterTheTableWasCorrected(t *testing.T) {
 	f := quickFixture(t)
 	require.NoError(t, f.producer.ProduceSync(t.Context(), f.record(1, f.now), f.record(1, f.now)).FirstErr())

@@ -194,14 +194,18 @@ func (f *fixture) settled() {
 	}, 20*time.Second, 20*time.Millisecond, "all offsets are committed")
 }
 
-// leaveOpen commits what an owner leaves that dies after announcing the batch [first..last] of a partition.
+// leaveOpen commits what an owner leaves that dies after announcing a batch.
 func (f *fixture) leaveOpen(partition int32, in intent) {
 	f.t.Helper()
-	metadata, err := in.encode()
-	require.NoError(f.t, err)
-	topic := f.kafka.Topic(schemas.InboundRows)
+	f.commit(partition, in.first, mustEncode(f.t, in))
+}
+
+func (f *fixture) commit(partition int32, offset int64, metadata string) {
+	f.t.Helper()
 	offsets := kadm.Offsets{}
-	offsets.Add(kadm.Offset{Topic: topic, Partition: partition, At: in.first, LeaderEpoch: -1, Metadata: metadata})
+	offsets.Add(kadm.Offset{
+		Topic: f.kafka.Topic(schemas.InboundRows), Partition: partition, At: offset, LeaderEpoch: -1, Metadata: metadata,
+	})
 	resp, err := kadm.NewClient(f.producer).CommitOffsets(f.t.Context(), f.kafka.Topic("sink.inbound_events"), offsets)
 	require.NoError(f.t, err)
 	require.NoError(f.t, resp.Error())

@@ -97,7 +97,7 @@ func (s *Sink) free(n int) {
 // onOffsets makes the workers of newly assigned partitions, with the batch an earlier owner may have left open.
 func (s *Sink) onOffsets(_ context.Context, _ *kgo.Client, resp *kmsg.OffsetFetchResponse) error {
 	add := func(partition int32, offset int64, metadata *string) {
-		w := newWorker(s, partition, offset, decodeIntent(offset, metadata))
+		w := newWorker(s, partition, offset, deref(metadata))
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		// Offsets may be fetched again before anything was read; a worker that has begun knows better.
@@ -118,6 +118,13 @@ func (s *Sink) onOffsets(_ context.Context, _ *kgo.Client, resp *kmsg.OffsetFetc
 		}
 	}
 	return nil
+}
+
+func deref(s *string) string {
+	if s == nil {
+		return ""
+	}
+	return *s
 }
 
 // workersOf are the workers of the partitions that have one.

@@ -31,21 +31,24 @@ func (in intent) encode() (string, error) {
 }
 
 // decodeIntent reads the metadata of a committed offset; nil when no batch was open there.
-func decodeIntent(offset int64, metadata *string) *intent {
-	if offset < 0 || metadata == nil || *metadata == "" {
-		return nil
+func decodeIntent(offset int64, metadata string) (*intent, error) {
+	if offset < 0 || metadata == "" {
+		return nil, nil
 	}
-	raw, err := base64.RawURLEncoding.DecodeString(*metadata)
+	raw, err := base64.RawURLEncoding.DecodeString(metadata)
 	if err != nil {
-		return nil
+		return nil, err
 	}
 	var c webhooksv1.SinkCommit
-	if proto.Unmarshal(raw, &c) != nil || c.GetRows() == 0 || c.GetLastOffset() < offset {
-		return nil
+	if err := proto.Unmarshal(raw, &c); err != nil {
+		return nil, err
+	}
+	if c.GetRows() == 0 || c.GetLastOffset() < offset {
+		return nil, fmt.Errorf("a batch of %d rows up to offset %d cannot begin at %d", c.GetRows(), c.GetLastOffset(), offset)
 	}
 	return &intent{
 		first: offset, last: c.GetLastOffset(), rows: c.GetRows(), try: c.GetTry(), deadline: c.GetDeadlineUnixMs(),
-	}
+	}, nil
 }
 
 // verdict is what became of an INSERT that was not acknowledged.
@@ -62,15 +65,24 @@ const (
 	wrong
 )
 
-// recover settles the batch that an earlier owner left open; false when the worker has to end.
-func (w *worker) recover() bool {
-	if w.open == nil || w.sink.table.replacing {
+// settle finds out about the batch that an earlier owner left open; false when the worker has to end.
+func (w *worker) settle() bool {
+	if w.sink.table.replacing {
 		return true
 	}
-	in := *w.open
-	w.sink.log.Info("an earlier owner left a batch open: looking for its rows", "partition", w.partition,
-		"offset", in.first, "last_offset", in.last, "try", in.try)
-	switch w.judge(in) {
+	in, err := decodeIntent(w.committed, w.metadata)
+	if err != nil {
+		w.stopPartition("the metadata of the committed offset is not ours, so that nobody knows which rows after it were inserted. "+
+			"Delete the rows with this src_topic, src_part and src_offset or more from the table, commit the offset without "+
+			"metadata, and restart", "offset", w.committed, "metadata", w.metadata, "error", err)
+		return false
+	}
+	if in == nil {
+		return true
+	}
+	log := w.sink.log.With("partition", w.partition, "offset", in.first, "last_offset", in.last, "try", in.try)
+	log.Info("an earlier owner left a batch open: looking for its rows")
+	switch w.judge(*in) {
 	case found:
 		w.sink.metrics.batches[resultFound].Inc()
 		w.skipTo = in.last
@@ -81,6 +93,10 @@ func (w *worker) recover() bool {
 		// its token apart from those used before.
 		w.sink.metrics.batches[resultAbsent].Inc()
 		w.tries = in.try
+		if r := w.peek(); r != nil && r.Offset > in.first {
+			log.Error("rows are lost: the log no longer holds the first records of a batch that never reached the table",
+				"first_offset", r.Offset)
+		}
 		return true
 	default:
 		return false
@@ -168,8 +184,8 @@ func (w *worker) replace() bool {
 	}
 }
 
-// close commits what is in the table, when the next batch is not there to do it.
-func (w *worker) close() {
+// commitDone commits what is in the table, when the next batch is not there to do it.
+func (w *worker) commitDone() {
 	if next := w.next.Load(); next > w.committed {
 		w.commit(next, w.epoch, nil)
 	}
@@ -224,7 +240,10 @@ func (w *worker) judge(in intent) verdict {
 		case gone && rows == 0:
 			return absent
 		case gone:
-			w.stopPartition(in, rows)
+			w.stopPartition("the table holds another number of a batch's rows than the log. Find out which of the rows with this "+
+				"src_topic, src_part and src_offset are missing or double, delete the whole range from the table, and restart: "+
+				"the batch is then inserted anew",
+				"offset", in.first, "last_offset", in.last, "rows_in_table", rows, "rows_in_log", in.rows)
 			return wrong
 		case now <= in.deadline:
 			w.pause(min(time.Second, time.Duration(in.deadline-now+1)*time.Millisecond))
@@ -241,18 +260,14 @@ func (w *worker) judge(in intent) verdict {
 	return unknown
 }
 
-// stopPartition gives up on a partition that only a person can judge.
-func (w *worker) stopPartition(in intent, rows uint64) {
+// stopPartition gives up on a partition that only a person can judge; why says what to do.
+func (w *worker) stopPartition(why string, facts ...any) {
 	w.mu.Lock()
 	w.stuck.Store(true)
 	w.mu.Unlock()
 	s := w.sink
 	s.metrics.batches[resultStopped].Inc()
 	s.client.PauseFetchPartitions(map[string][]int32{s.topic(): {w.partition}})
-	s.log.Error("partition stopped: the table holds another number of a batch's rows than the log. Find out which of the "+
-		"rows with this src_topic, src_part and src_offset are missing or double, delete the whole range from the table, and "+
-		"restart: "+
-		"the batch is then inserted anew",
-		"topic", s.topic(), "topic_id", s.topicID, "partition", w.partition, "offset", in.first, "last_offset", in.last,
-		"rows_in_table", rows, "rows_in_log", in.rows, "group", s.group())
+	s.log.With("topic", s.topic(), "topic_id", s.topicID, "partition", w.partition, "group", s.group()).
+		Error("partition stopped: "+why, facts...)
 }

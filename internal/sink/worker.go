@@ -40,9 +40,9 @@ type worker struct {
 
 	// Below belong to run.
 
-	// open is a batch that an earlier owner began; rows up to skipTo are in the table.
-	open   *intent
-	skipTo int64
+	// metadata was committed with the offset by an earlier owner; rows up to skipTo are in the table.
+	metadata string
+	skipTo   int64
 	// tries is how often the records at next were tried before, by whomever.
 	tries uint32
 	// committed is the offset last committed; -1 = none.
@@ -61,9 +61,9 @@ type batch struct {
 	bytes       int
 }
 
-func newWorker(s *Sink, partition int32, committed int64, open *intent) *worker {
+func newWorker(s *Sink, partition int32, committed int64, metadata string) *worker {
 	w := &worker{
-		sink: s, partition: partition, committed: committed, open: open, epoch: -1, skipTo: -1,
+		sink: s, partition: partition, committed: committed, metadata: metadata, epoch: -1, skipTo: -1,
 		ended: make(chan struct{}), more: make(chan struct{}, 1), stopping: make(chan struct{}),
 	}
 	w.ctx, w.cancel = context.WithCancel(context.Background())
@@ -134,17 +134,17 @@ func (w *worker) wait() {
 func (w *worker) run() {
 	defer close(w.ended)
 	defer w.dropQueue()
-	if !w.recover() {
+	if !w.settle() {
 		return
 	}
 	for {
 		w.gather()
 		if w.batch.empty() {
-			w.clear()
+			w.reset()
 			if w.isStopping() {
 				break
 			}
-			w.close()
+			w.commitDone()
 			continue
 		}
 		if w.isStopping() && !w.flushing() {
@@ -154,7 +154,7 @@ func (w *worker) run() {
 			return
 		}
 	}
-	w.close()
+	w.commitDone()
 }
 
 // flushing reports that a stopping worker inserts what it holds. It is asked only after isStopping.
@@ -202,8 +202,8 @@ func (w *worker) await(interval <-chan time.Time) bool {
 	}
 }
 
-// clear empties the batch. Buffers are shared by the sink's workers: after a backlog each would keep its own at full size.
-func (w *worker) clear() {
+// reset empties the batch. Buffers are shared by the sink's workers: after a backlog each would keep its own at full size.
+func (w *worker) reset() {
 	if w.batch.rows != nil {
 		w.batch.rows.reset()
 		w.sink.pool.Put(w.batch.rows)
@@ -225,8 +225,8 @@ func (w *worker) peek() *kgo.Record {
 	return w.queue[0]
 }
 
-// take adds a record to the batch; false when it belongs to another table partition than
-// the batch's rows. A record that cannot be decoded has no row: it must not block those behind it.
+// take adds a record to the batch; false when it belongs to another table partition than the batch's rows. A record
+// that cannot be decoded has no row: it must not block those behind it.
 func (w *worker) take(r *kgo.Record) bool {
 	b := &w.batch
 	if !r.Attrs.IsControl() {
@@ -263,7 +263,7 @@ func (w *worker) pop() {
 func (w *worker) done() {
 	w.next.Store(w.batch.last + 1)
 	w.epoch = w.batch.epoch
-	w.clear()
+	w.reset()
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if len(w.queue) == 0 {
@@ -275,7 +275,7 @@ func (w *worker) done() {
 
 // dropQueue gives back the room of what was not inserted; it is read again by the partition's next owner.
 func (w *worker) dropQueue() {
-	w.clear()
+	w.reset()
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, r := range w.queue {
