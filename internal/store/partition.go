@@ -28,6 +28,8 @@ type Position struct {
 	LeaderEpoch int32
 	// Offset of the next record to apply.
 	Offset int64
+	// IndexVersion of the rules that the index keys were derived by.
+	IndexVersion uint32
 	// AppliedAt is when the store was last known to be at that offset, by the local clock.
 	AppliedAt time.Time
 }
@@ -79,13 +81,14 @@ func (p *Partition) Position(store int) (pos Position, ok bool, err error) {
 	return pos, ok, closer.Close()
 }
 
-const positionLen = 16 + 4 + 8 + 8
+const positionLen = 16 + 4 + 8 + 8 + 4
 
 func (pos Position) encode() []byte {
 	b := append(make([]byte, 0, positionLen), pos.TopicID[:]...)
 	b = binary.BigEndian.AppendUint32(b, uint32(pos.LeaderEpoch))
 	b = binary.BigEndian.AppendUint64(b, uint64(pos.Offset))
-	return binary.BigEndian.AppendUint64(b, uint64(pos.AppliedAt.UnixMilli()))
+	b = binary.BigEndian.AppendUint64(b, uint64(pos.AppliedAt.UnixMilli()))
+	return binary.BigEndian.AppendUint32(b, pos.IndexVersion)
 }
 
 // decodePosition takes anything it does not know as no position: the store is then built anew.
@@ -97,6 +100,7 @@ func decodePosition(b []byte) (pos Position, ok bool) {
 	pos.LeaderEpoch = int32(binary.BigEndian.Uint32(b[16:]))
 	pos.Offset = int64(binary.BigEndian.Uint64(b[20:]))
 	pos.AppliedAt = time.UnixMilli(int64(binary.BigEndian.Uint64(b[28:])))
+	pos.IndexVersion = binary.BigEndian.Uint32(b[36:])
 	return pos, true
 }
 

@@ -262,3 +262,25 @@ func TestMembersComeAndGo(t *testing.T) {
 		require.Zero(t, c.requireRows(units, starts), "every hand-over was clean")
 	})
 }
+
+func TestTheBrokerIsKilled(t *testing.T) {
+	broker := testenv.NewKafka(t)
+	cfg := broker.Topics(t, 4)
+	c, starts := newClient(t, cfg), startsFile(t)
+	in := numbers(10_000, 100)
+	records, units := parcels(0, 1000)
+	counted, sent := c.load(counterIn, in, 100), c.load(senderIn, records, 10)
+	dir := t.TempDir()
+	begin(t, counterSpec(), shortTimeouts(config(cfg, dir)))
+	begin(t, senderSpec(starts, 500), shortTimeouts(config(cfg, dir)))
+	for range 2 {
+		time.Sleep(2 * time.Second)
+		require.NoError(t, broker.Kill())
+		time.Sleep(time.Second)
+		require.NoError(t, broker.Start(t.Context()))
+	}
+	<-counted
+	<-sent
+	c.requireExact(len(in), in)
+	c.requireRows(units, starts)
+}

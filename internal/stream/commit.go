@@ -213,10 +213,13 @@ func (s *session) committed(parts []*owned, last [][]*kgo.Record, id uint64, n i
 				continue
 			}
 			_, epoch, _ := s.client.PartitionLeader(r.Topic, r.Partition)
-			ends[j] = store.Position{TopicID: o.topics[j], LeaderEpoch: epoch, Offset: r.Offset + 1, AppliedAt: now}
+			ends[j] = store.Position{
+				TopicID: o.topics[j], LeaderEpoch: epoch, Offset: r.Offset + 1, AppliedAt: now,
+				IndexVersion: o.spec.Stores[j].IndexVersion,
+			}
 		}
 		s.g.metrics.inputs.Add(float64(o.track.spent))
-		err := o.apply(ends)
+		err := errors.Join(o.apply(ends), o.refresh(now))
 		o.claimed, o.last = true, id
 		o.settle(true)
 		if errors.Is(err, store.ErrSuperseded) {
@@ -226,4 +229,28 @@ func (s *session) committed(parts []*owned, last [][]*kgo.Record, id uint64, n i
 		}
 	}
 	return nil
+}
+
+// refreshEvery is how old the age of a store that nobody writes to may grow.
+const refreshEvery = 10 * time.Minute
+
+// refresh notes that the partition's stores are current. A commit has just proved that it is still owned, and so that
+// nobody else has written to them; without one, a zombie could make a stale store look young.
+func (o *owned) refresh(now time.Time) error {
+	if now.Sub(o.refreshed) < refreshEvery {
+		return nil
+	}
+	o.refreshed = now
+	b := o.store.Batch()
+	for i := range o.spec.Stores {
+		pos, ok, err := o.store.Position(i)
+		if err != nil {
+			return errors.Join(err, b.Close())
+		}
+		if ok {
+			pos.AppliedAt = now
+			b.Position(i, pos)
+		}
+	}
+	return b.Commit()
 }

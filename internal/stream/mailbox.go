@@ -56,6 +56,14 @@ func (m *mailbox) gone(ids []int32) {
 	}
 }
 
+// lost is gone without a hand-over: this is no member of the group any more.
+func (m *mailbox) lost(ids []int32) {
+	m.mu.Lock()
+	m.isJoined = false
+	m.mu.Unlock()
+	m.gone(ids)
+}
+
 func (m *mailbox) blocked() {
 	m.mu.Lock()
 	m.yield = true

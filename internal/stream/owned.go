@@ -39,7 +39,8 @@ type owned struct {
 	// last is the transaction that committed last, as its metadata names it.
 	last uint64
 	// topics are the stores' topic ids.
-	topics [][16]byte
+	topics    [][16]byte
+	refreshed time.Time // when the stores' ages were last written
 }
 
 func newOwned(ctx context.Context, spec *Spec, id, partitions int32, st *store.Partition, start position,

@@ -207,6 +207,8 @@ func (r *restore) distrust(ctx context.Context, t *tail, pos store.Position, sta
 	switch {
 	case pos.TopicID != t.o.topics[t.i]:
 		return "it belongs to another topic of that name", nil
+	case pos.IndexVersion != t.o.spec.Stores[t.i].IndexVersion:
+		return "its index was made by other rules", nil
 	case pos.Offset > t.target:
 		return fmt.Sprintf("it is at offset %d and the log ends at %d", pos.Offset, t.target), nil
 	case pos.Offset < start:
@@ -240,6 +242,7 @@ func (r *restore) distrust(ctx context.Context, t *tail, pos store.Position, sta
 func (t *tail) apply(now time.Time) error {
 	t.batch.Position(t.i, store.Position{
 		TopicID: t.o.topics[t.i], LeaderEpoch: t.from.epoch, Offset: t.from.offset, AppliedAt: now,
+		IndexVersion: t.o.spec.Stores[t.i].IndexVersion,
 	})
 	err := t.batch.Commit()
 	t.batch = nil

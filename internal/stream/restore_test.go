@@ -68,6 +68,7 @@ func TestLocalStateIsTrustedOnlyWhenItIsAPrefixOfTheLog(t *testing.T) {
 		"too old":            {change: func(p *store.Position) { p.AppliedAt = time.Now().Add(-schemas.TombstoneRetention/2 - time.Minute) }, wiped: true},
 		"from the future":    {change: func(p *store.Position) { p.AppliedAt = time.Now().Add(2 * time.Hour) }, wiped: true},
 		"before the log":     {change: func(p *store.Position) { p.Offset = -5 }, wiped: true},
+		"indexed otherwise":  {change: func(p *store.Position) { p.IndexVersion++ }, wiped: true},
 		"of a later history": {change: func(p *store.Position) { p.LeaderEpoch += 7 }, wiped: true},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -146,7 +146,7 @@ func (s *session) options(txnID string) []kgo.Opt {
 		kgo.BlockRebalanceOnPoll(),
 		kgo.OnPartitionsCallbackBlocked(func(context.Context, *kgo.Client) { s.mail.blocked() }),
 		kgo.OnPartitionsRevoked(func(_ context.Context, _ *kgo.Client, gone map[string][]int32) { s.mail.gone(gone[s.input]) }),
-		kgo.OnPartitionsLost(func(_ context.Context, _ *kgo.Client, gone map[string][]int32) { s.mail.gone(gone[s.input]) }),
+		kgo.OnPartitionsLost(func(_ context.Context, _ *kgo.Client, gone map[string][]int32) { s.mail.lost(gone[s.input]) }),
 		kgo.OnOffsetsFetched(s.fetched),
 		kgo.TransactionalID(txnID),
 		kgo.TransactionTimeout(cfg.TransactionTimeout),

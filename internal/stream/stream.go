@@ -26,7 +26,8 @@ type Spec struct {
 	Input string
 	// Stores are the partition's state; partition p is restored from partition p of each store's topic.
 	Stores []StoreSpec
-	// NewTask makes the logic of one assigned partition, after its state is restored.
+	// NewTask makes the logic of one assigned partition, after its state is restored. It may read that state, and call
+	// Partition.Wake to be advanced before any record comes.
 	NewTask func(*Partition) (Task, error)
 	// Window bounds the units of work (Tx.Track) that may be unfinished beyond the watermark of a partition; 0 for
 	// groups whose records are done when Process returns. At most MaxWindow.
@@ -43,6 +44,8 @@ type StoreSpec struct {
 	// when the record is put, in the same batch. A key that a later put no longer derives is left behind: whoever scans
 	// the index checks what it finds against the record, and drops what no longer holds with Tx.DropIndex.
 	Index func(key, value []byte, put func(indexKey []byte))
+	// IndexVersion is raised when Index derives other keys than before: local stores are then built anew.
+	IndexVersion uint32
 }
 
 // Task is the logic of one partition. The runtime calls its methods from one goroutine at a time. An error returned
