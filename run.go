@@ -49,7 +49,8 @@ func runIngest(ctx context.Context, c settings.Ingest, stderr io.Writer) error {
 	if err != nil {
 		return refuse(err)
 	}
-	s.add("ingest", edge.Run, edge.Check)
+	// The edge answers 503 while Kafka is not there.
+	s.addEager("ingest", edge.Run, edge.Check)
 	return s.run(ctx)
 }
 
@@ -194,13 +195,13 @@ func (s *service) addRooms(c settings.Run, guard *netguard.Guard) error {
 	}
 	s.add("deliverer", d.Run, d.Check)
 	s.add("processor", p.Run, p.Check)
-	s.add("ingest", edge.Run, edge.Check)
+	s.addEager("ingest", edge.Run, edge.Check)
 	return nil
 }
 
 // addStack generates the secrets that are missing and starts what is to be embedded. It completes c.
 func (s *service) addStack(ctx context.Context, c *settings.Run, progress io.Writer) (at local.Addresses, err error) {
-	at = local.Addresses{HTTP: s.http.Addr().String(), Admin: s.admin.Addr().String()}
+	at = local.Addresses{HTTP: s.http.Addr().String(), Admin: s.admin.addr.String()}
 	// Whoever waits for the file must not read a predecessor's.
 	if err := os.Remove(filepath.Join(c.DataDir, local.AddressesFile)); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return at, err

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
@@ -46,33 +47,73 @@ type service struct {
 	log     *slog.Logger
 	reg     *prometheus.Registry
 	kafka   kafka.Config
-	admin   net.Listener
 	http    net.Listener
+	admin   *admin
+	topics  chan struct{} // closed once they are there
 	tables  map[string]*table.Copy
 	rows    *rows
 	stages  []lifecycle.Stage
 	closers []func() error
 }
 
-// newService takes the listeners, so that a port that is taken is told before anything else begins.
+// newService takes the listeners, so that a port that is taken is told before anything else begins, and answers on the
+// admin address from then on.
 func newService(ctx context.Context, p settings.Process, h settings.HTTP, stderr io.Writer) (s *service, err error) {
-	s = &service{process: p, log: newLogger(p, stderr), reg: prometheus.NewRegistry(), tables: map[string]*table.Copy{}}
+	s = &service{
+		process: p, log: newLogger(p, stderr), reg: prometheus.NewRegistry(),
+		tables: map[string]*table.Copy{}, topics: make(chan struct{}),
+	}
 	s.reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	if s.http, err = takeover.Listen(ctx, string(h.HTTPAddr), "HTTP_ADDR"); err != nil {
 		return nil, err
 	}
-	if s.admin, err = takeover.Listen(ctx, string(p.AdminAddr), "ADMIN_ADDR"); err != nil {
+	ln, err := takeover.Listen(ctx, string(p.AdminAddr), "ADMIN_ADDR")
+	if err != nil {
 		return nil, errors.Join(err, s.http.Close())
 	}
+	s.admin = startAdmin(ln, s.reg)
 	return s, nil
+}
+
+// admin is the server on ADMIN_ADDR. It runs before the process has stages, while an engine is fetched, and is a stage
+// later, so that its failure is one.
+type admin struct {
+	addr    net.Addr
+	process atomic.Pointer[lifecycle.Process]
+	cancel  context.CancelFunc
+	ended   chan error
+}
+
+func startAdmin(ln net.Listener, metrics prometheus.Gatherer) *admin {
+	ctx, cancel := context.WithCancel(context.Background())
+	a := &admin{addr: ln.Addr(), cancel: cancel, ended: make(chan error, 1)}
+	server := lifecycle.NewAdmin(ln, metrics, a.status)
+	go func() { a.ended <- server.Run(ctx) }()
+	return a
+}
+
+func (a *admin) status(ctx context.Context) (map[string]error, bool) {
+	if p := a.process.Load(); p != nil {
+		return p.Status(ctx)
+	}
+	return map[string]error{"start": errors.New("being put together")}, false
+}
+
+func (a *admin) run(ctx context.Context) error {
+	select {
+	case err := <-a.ended:
+		return err
+	case <-ctx.Done():
+		a.cancel()
+		return <-a.ended
+	}
 }
 
 // run starts the stages and blocks until the process is told to stop and has drained.
 func (s *service) run(ctx context.Context) error {
-	var process *lifecycle.Process
-	admin := lifecycle.NewAdmin(s.admin, s.reg, func(ctx context.Context) (map[string]error, bool) { return process.Status(ctx) })
-	stages := append([]lifecycle.Stage{{Name: "admin", Run: admin.Run}}, s.stages...)
-	process = lifecycle.New(s.log, time.Duration(s.process.ShutdownTimeout), stages...)
+	stages := append([]lifecycle.Stage{{Name: "admin", Run: s.admin.run}}, s.stages...)
+	process := lifecycle.New(s.log, time.Duration(s.process.ShutdownTimeout), stages...)
+	s.admin.process.Store(process)
 	return errors.Join(process.Run(ctx), s.close())
 }
 
@@ -91,11 +132,15 @@ func (s *service) add(name string, run, check func(context.Context) error) {
 	s.stages = append(s.stages, lifecycle.Stage{Name: name, Run: run, Check: check})
 }
 
+// addEager appends a stage that need not wait for the ones before it.
+func (s *service) addEager(name string, run, check func(context.Context) error) {
+	s.stages = append(s.stages, lifecycle.Stage{Name: name, Run: run, Check: check, Eager: true})
+}
+
 func (s *service) stateDir() string { return filepath.Join(s.process.DataDir, "state") }
 
 // addTopics makes sure of the topics before anything touches them.
 func (s *service) addTopics() {
-	done := make(chan struct{})
 	s.add("topics", func(ctx context.Context) error {
 		if err := kafka.EnsureTopics(ctx, s.kafka, s.log); err != nil {
 			if ctx.Err() != nil {
@@ -103,12 +148,12 @@ func (s *service) addTopics() {
 			}
 			return err
 		}
-		close(done)
+		close(s.topics)
 		<-ctx.Done()
 		return nil
 	}, func(context.Context) error {
 		select {
-		case <-done:
+		case <-s.topics:
 			return nil
 		default:
 			return errors.New("the topics are not there yet")
@@ -130,7 +175,11 @@ func (s *service) addTables(topics ...string) error {
 		s.tables[topic] = c
 		runs = append(runs, func(ctx context.Context) error { return errors.Join(c.Run(ctx), closing()) })
 	}
-	s.add("tables", func(ctx context.Context) error {
+	s.addEager("tables", func(ctx context.Context) error {
+		select {
+		case <-s.topics:
+		case <-ctx.Done():
+		}
 		group, ctx := errgroup.WithContext(ctx)
 		for _, run := range runs {
 			group.Go(func() error { return run(ctx) })
@@ -193,7 +242,7 @@ func (s *service) openRows(ctx context.Context, c settings.ClickHouse, url strin
 // guard knows our own listeners: a delivery to ourselves could loop.
 func (s *service) guard(g settings.Guard, others ...string) (*netguard.Guard, error) {
 	policy := netguard.Policy{AllowCIDRs: g.DeliveryAllowCIDRs, AllowHTTP: g.DeliveryAllowHTTP, AllowPorts: g.DeliveryAllowPorts}
-	for _, addr := range append([]string{s.http.Addr().String(), s.admin.Addr().String()}, others...) {
+	for _, addr := range append([]string{s.http.Addr().String(), s.admin.addr.String()}, others...) {
 		own, err := netip.ParseAddrPort(addr)
 		if err != nil {
 			return nil, fmt.Errorf("own listener: %w", err)

@@ -2,7 +2,7 @@
 // useful, and stops it in the order that work flows.
 //
 // Stages are given in order of dependency: what others need comes first (a broker, then who consumes from it, then who
-// accepts from outside). Each starts once the one before it is ready. They stop last to first, one after the other: so
+// accepts from outside). Each starts once those before it are ready, unless it is eager. They stop last to first, one after the other: so
 // the process stops accepting, then finishes what it accepted, then records it, and what all of them need ends last. A
 // stage that fails, or ends by itself, stops the process with its name in the error.
 package lifecycle
@@ -25,8 +25,10 @@ type Stage struct {
 	Name string
 	// Run works until ctx ends and returns nil once everything it holds is drained.
 	Run func(ctx context.Context) error
-	// Check is nil-error while the stage does useful work; nil for stages that are ready at once.
+	// Check returns nil while the stage does useful work; a stage without one is ready at once.
 	Check func(ctx context.Context) error
+	// Eager stages start while the ones before them are not ready yet, and cope with that themselves.
+	Eager bool
 }
 
 const (
@@ -50,6 +52,7 @@ type Process struct {
 // running is a stage and how it goes. Its err may be read once done is closed.
 type running struct {
 	Stage
+	begun  time.Time
 	cancel context.CancelFunc
 	done   chan struct{}
 	err    error
@@ -70,7 +73,9 @@ func (p *Process) Run(ctx context.Context) error {
 	failed := make(chan *running, len(p.stages))
 	failure := p.start(ctx, failed)
 	if failure == nil {
-		p.log.Info("ready")
+		if ctx.Err() == nil {
+			p.log.Info("ready")
+		}
 		select {
 		case <-ctx.Done():
 		case failure = <-failed:
@@ -86,52 +91,62 @@ func (p *Process) Run(ctx context.Context) error {
 	return err
 }
 
-// start starts one stage after the other; it returns early, with the stage that failed if one did, when ctx ends.
+// start starts one stage after the other and waits until all are ready; it returns early, with the stage that failed if
+// one did, when ctx ends.
 func (p *Process) start(ctx context.Context, failed chan *running) *running {
+	awaited := 0
 	for i, r := range p.stages {
+		for ; awaited < i && !r.Eager; awaited++ {
+			if failure := p.await(ctx, p.stages[awaited], failed); failure != nil {
+				return failure
+			}
+		}
 		if ctx.Err() != nil {
 			return nil
 		}
-		begun := time.Now()
-		own, cancel := context.WithCancel(context.WithoutCancel(ctx))
-		p.mu.Lock()
-		r.cancel = cancel
-		p.started = i + 1
-		p.mu.Unlock()
-		go func() {
-			r.err = r.Run(own)
-			close(r.done)
-			if own.Err() == nil {
-				failed <- r
-			}
-		}()
-		if failure := p.await(ctx, r, failed); failure != nil {
+		p.begin(ctx, r, failed)
+	}
+	for ; awaited < len(p.stages); awaited++ {
+		if failure := p.await(ctx, p.stages[awaited], failed); failure != nil {
 			return failure
-		}
-		if ctx.Err() == nil {
-			p.log.Info("stage ready", "stage", r.Name, "seconds", seconds(begun))
 		}
 	}
 	return nil
 }
 
+// begin runs a stage, whose end is its own: the end of ctx alone does not reach it.
+func (p *Process) begin(ctx context.Context, r *running, failed chan<- *running) {
+	own, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	p.mu.Lock()
+	r.cancel, r.begun = cancel, time.Now()
+	p.started++
+	p.mu.Unlock()
+	go func() {
+		r.err = r.Run(own)
+		close(r.done)
+		if own.Err() == nil {
+			failed <- r
+		}
+	}()
+}
+
 // await returns when the stage is ready or ctx ends, or with the first stage that failed.
 func (p *Process) await(ctx context.Context, r *running, failed chan *running) *running {
-	if r.Check == nil {
-		return nil
-	}
 	tick := time.NewTicker(checkInterval)
 	defer tick.Stop()
 	impatient := time.NewTicker(patience)
 	defer impatient.Stop()
-	for {
-		err := r.Check(ctx)
+	for ctx.Err() == nil {
+		var err error
+		if r.Check != nil {
+			err = r.Check(ctx)
+		}
 		if err == nil {
+			p.log.Info("stage ready", "stage", r.Name, "seconds", seconds(r.begun))
 			return nil
 		}
 		select {
 		case <-ctx.Done():
-			return nil
 		case failure := <-failed:
 			return failure
 		case <-impatient.C:
@@ -139,6 +154,7 @@ func (p *Process) await(ctx context.Context, r *running, failed chan *running) *
 		case <-tick.C:
 		}
 	}
+	return nil
 }
 
 // stop ends the started stages, last to first, within the time-out.
@@ -224,12 +240,15 @@ var (
 	errNotStarted = errors.New("not started: waits for the stage before it")
 )
 
-// OnSignal returns a context that ends at the first SIGINT or SIGTERM. The second one calls exit, with 128 and the
-// signal's number as shells have it. stop gives the signals back.
+// OnSignal returns a context that ends at the first SIGINT, SIGTERM or, unless it is ignored as nohup has it, SIGHUP. The
+// second one calls exit, with 128 and the signal's number as shells have it. stop gives the signals back.
 func OnSignal(parent context.Context, exit func(code int)) (ctx context.Context, stop func()) {
 	ctx, cancel := context.WithCancel(parent)
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
+	if !signal.Ignored(syscall.SIGHUP) {
+		signal.Notify(signals, syscall.SIGHUP)
+	}
 	done := make(chan struct{})
 	go func() {
 		select {

@@ -72,7 +72,7 @@ func TestStagesStartInOrderAndStopInTheOtherOrder(t *testing.T) {
 		var j journal
 		p := New(quiet(), time.Minute, j.stage("broker", time.Second, 0), j.stage("processor", time.Minute, time.Second), j.stage("edge", 0, 3*time.Second))
 		ctx, cancel := context.WithCancel(t.Context())
-		ended := make(chan error)
+		ended := make(chan error, 1)
 		go func() { ended <- p.Run(ctx) }()
 
 		time.Sleep(30 * time.Second)
@@ -94,6 +94,32 @@ func TestStagesStartInOrderAndStopInTheOtherOrder(t *testing.T) {
 		require.ErrorIs(t, checks["broker"], errStopping)
 		require.NoError(t, <-ended)
 		require.Equal(t, []string{"start broker", "start processor", "start edge", "stop edge", "stop processor", "stop broker"}, j.all())
+	})
+}
+
+func TestAnEagerStageStartsWhileOthersAreNotReady(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var j journal
+		edge := j.stage("edge", time.Second, 0)
+		edge.Eager = true
+		p := New(quiet(), time.Minute, j.stage("topics", time.Hour, 0), edge, j.stage("last", 0, 0))
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- p.Run(ctx) }()
+
+		time.Sleep(time.Minute)
+		require.ElementsMatch(t, []string{"start topics", "start edge"}, j.all())
+		checks, ready := p.Status(ctx)
+		require.False(t, ready)
+		require.NoError(t, checks["edge"])
+		require.Error(t, checks["topics"])
+
+		time.Sleep(time.Hour)
+		_, ready = p.Status(ctx)
+		require.True(t, ready)
+		cancel()
+		require.NoError(t, <-ended)
+		require.Equal(t, []string{"stop last", "stop edge", "stop topics"}, j.all()[3:])
 	})
 }
 
@@ -186,7 +212,7 @@ func TestAdmin(t *testing.T) {
 		return checks, checks["edge"] == nil
 	})
 	ctx, cancel := context.WithCancel(t.Context())
-	ended := make(chan error)
+	ended := make(chan error, 1)
 	go func() { ended <- admin.Run(ctx) }()
 	get := func(path string) (int, string) {
 		res, err := http.Get("http://" + ln.Addr().String() + path)

@@ -4,12 +4,20 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"net/url"
+	"time"
 
 	"github.com/betterdata/webhooks/deploy/local"
+)
+
+const (
+	// startPatience is how long a system may take to start before there is none; pollInterval how often it is asked.
+	startPatience = 5 * time.Second
+	pollInterval  = 200 * time.Millisecond
 )
 
 // management is the API of the running system.
@@ -18,6 +26,44 @@ type management struct {
 	key       string
 	types     []string
 }
+
+// findManagement waits a while for a system that is still starting.
+func findManagement(ctx context.Context, cfg Config, out io.Writer) (*management, error) {
+	ctx, cancel := context.WithTimeout(ctx, startPatience)
+	defer cancel()
+	told := false
+	for {
+		m, err := newManagement(cfg)
+		if err == nil {
+			if err = m.call(ctx, http.MethodGet, "", nil, nil); err == nil || !starting(err) {
+				return m, err
+			}
+		}
+		if !told {
+			told = true
+			fmt.Fprintln(out, "Waiting for the system to be ready…")
+		}
+		select {
+		case <-ctx.Done():
+			return nil, err
+		case <-time.After(pollInterval):
+		}
+	}
+}
+
+// starting reports that the answer may be another one soon.
+func starting(err error) bool {
+	answered, ok := errors.AsType[*answerError](err)
+	return !ok || answered.status == http.StatusServiceUnavailable
+}
+
+// answerError is an answer that is no success.
+type answerError struct {
+	status int
+	text   string
+}
+
+func (e *answerError) Error() string { return fmt.Sprintf("the API answered %d: %s", e.status, e.text) }
 
 // newManagement finds the running system.
 func newManagement(cfg Config) (*management, error) {
@@ -83,7 +129,7 @@ func (m *management) call(ctx context.Context, method, path string, request, ans
 		return err
 	}
 	if res.StatusCode/100 != 2 || res.StatusCode == http.StatusAccepted {
-		return fmt.Errorf("%s answered %d: %s", req.URL.Host, res.StatusCode, bytes.TrimSpace(text))
+		return &answerError{res.StatusCode, string(bytes.TrimSpace(text))}
 	}
 	if answer == nil {
 		return nil

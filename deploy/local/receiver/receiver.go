@@ -62,7 +62,7 @@ func Listen(ctx context.Context, cfg Config, out io.Writer) (err error) {
 	r := &receiver{cfg: cfg, out: out, stopping: ctx.Done()}
 	url := "http://" + ln.Addr().String() + "/"
 	if len(cfg.Secrets) == 0 {
-		api, err := newManagement(cfg)
+		api, err := findManagement(ctx, cfg, out)
 		if err != nil {
 			return errors.Join(err, ln.Close())
 		}

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -143,7 +144,13 @@ func TestMakesItsOwnEndpointAndRemovesIt(t *testing.T) {
 	api := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		mu.Lock()
 		defer mu.Unlock()
-		calls = append(calls, r.Method+" "+r.URL.Path+" "+r.Header.Get("Authorization"))
+		if calls = append(calls, r.Method+" "+r.URL.Path+" "+r.Header.Get("Authorization")); len(calls) == 1 {
+			w.WriteHeader(http.StatusServiceUnavailable) // it is starting
+			return
+		}
+		if r.Method == http.MethodGet {
+			return
+		}
 		if r.Method == http.MethodDelete {
 			w.WriteHeader(http.StatusNoContent)
 			return
@@ -165,10 +172,21 @@ func TestMakesItsOwnEndpointAndRemovesIt(t *testing.T) {
 	require.Equal(t, 200, deliver(t, url, secret, nil))
 	require.NoError(t, stop())
 	require.Contains(t, out.String(), "ep_1 removed")
-	require.Equal(t, []string{"POST /v1/orgs/acme/endpoints Bearer k", "DELETE /v1/orgs/acme/endpoints/ep_1 Bearer k"}, calls)
+	require.Equal(t, []string{"GET /v1/orgs/acme/endpoints Bearer k", "GET /v1/orgs/acme/endpoints Bearer k", "POST /v1/orgs/acme/endpoints Bearer k", "DELETE /v1/orgs/acme/endpoints/ep_1 Bearer k"}, calls)
 }
 
 func TestWithoutARunningSystemItSaysWhatToDo(t *testing.T) {
-	err := Listen(t.Context(), Config{Addr: "127.0.0.1:0", Answer: "200", DataDir: t.TempDir()}, io.Discard)
-	require.ErrorContains(t, err, "webhooks run")
+	synctest.Test(t, func(t *testing.T) {
+		out := &console{}
+		_, err := findManagement(t.Context(), Config{DataDir: t.TempDir()}, out)
+		require.ErrorContains(t, err, "webhooks run")
+		require.Contains(t, out.String(), "Waiting")
+	})
+}
+
+func TestAWrongKeyIsToldAtOnce(t *testing.T) {
+	api := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusUnauthorized) }))
+	defer api.Close()
+	err := Listen(t.Context(), Config{Addr: "127.0.0.1:0", Answer: "200", API: api.URL, Key: "k"}, io.Discard)
+	require.ErrorContains(t, err, "401")
 }
