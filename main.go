@@ -67,6 +67,10 @@ func run(args []string, stdout, stderr io.Writer) int {
 	case "version":
 		fmt.Fprintln(stdout, version())
 	}
+	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
+		// Told to stop before it had begun.
+		return exitOK
+	}
 	return exitCode(command, err, stderr)
 }
 

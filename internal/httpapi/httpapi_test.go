@@ -242,6 +242,24 @@ func TestServeFinishesOpenRequests(t *testing.T) {
 	require.Error(t, err)
 }
 
+func TestServeDoesNotWaitForIdleConnections(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	ctx, cancel := context.WithCancel(context.Background())
+	served := make(chan error, 1)
+	go func() { served <- Serve(ctx, ln, func(ctx *fasthttp.RequestCtx) { ctx.SetStatusCode(204) }) }()
+	used := &http.Client{Transport: &http.Transport{}}
+	res, err := used.Get("http://" + ln.Addr().String())
+	require.NoError(t, err)
+	require.NoError(t, res.Body.Close())
+
+	began := time.Now()
+	cancel()
+	require.NoError(t, <-served)
+	require.Less(t, time.Since(began), 4*time.Second)
+	used.CloseIdleConnections()
+}
+
 func TestProxyForwardsReads(t *testing.T) {
 	upstream := api(t)
 	forward, err := Proxy(upstream)
