@@ -1,6 +1,7 @@
 package dispatch_test
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"testing"
@@ -452,6 +453,33 @@ func TestCleanStopHandsEverythingOver(t *testing.T) {
 	}
 	require.Empty(t, w.Keys(schemas.Retries))
 	require.Len(t, w.receiver.sent(), 12)
+}
+
+func TestStopThatRunsOutOfTimeMarksOnlyWhatRan(t *testing.T) {
+	w := newWorld(t, nil)
+	ep := w.endpoint("a", func(ep *webhooksv1.Endpoint) { ep.Concurrency = 2 })
+	var records []*kgo.Record
+	for _, name := range names("e", 6) {
+		w.receiver.holdBack(name)
+		records = append(records, w.event(name, ep))
+	}
+	w.settle(w.Process(records...))
+	require.Len(t, w.receiver.sent(), 2)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	w.Task().Drain(ctx)
+	w.Commit()
+	w.Crash()
+	w.receiver.releaseAll()
+	out := w.settle(w.Redeliver())
+	require.Len(t, attempts(t, out), 6)
+	marked := 0
+	for _, row := range attempts(t, out) {
+		if row.MaybeRepeated {
+			marked++
+		}
+	}
+	require.Equal(t, 2, marked)
 }
 
 func TestWaitsForTheCopyOfEndpoints(t *testing.T) {

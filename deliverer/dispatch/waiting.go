@@ -245,18 +245,23 @@ func (t *task) unmark(tx *stream.Tx, f *flight, reason webhooksv1.WaitingReason)
 	return schedule.Put(tx, f.id, s, nil)
 }
 
-// putBack returns to the schedule what was pulled and will not be sent by this owner any more. What is fresh is left on
-// the input.
+// putBack writes to the schedule what this owner has in its queues and will not send any more. The next owner then knows
+// that none of it went out, also when attempts that hang keep this one from ending cleanly.
 func (t *task) putBack(tx *stream.Tx) error {
 	for _, e := range t.endpoints {
 		queue := e.queue
 		e.queue = nil
 		for _, f := range queue {
-			if f.fresh() {
+			var err error
+			switch {
+			case f.detached:
 				e.queue = append(e.queue, f)
-				continue
+			case f.fresh():
+				err = t.spill(tx, f, webhooksv1.WaitingReason_WAITING_REASON_SATURATED, tx.Now())
+			default:
+				err = t.unmark(tx, f, webhooksv1.WaitingReason_WAITING_REASON_UNSPECIFIED)
 			}
-			if err := t.unmark(tx, f, webhooksv1.WaitingReason_WAITING_REASON_UNSPECIFIED); err != nil {
+			if err != nil {
 				return err
 			}
 		}
