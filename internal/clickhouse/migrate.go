@@ -113,7 +113,7 @@ func SetRetention(ctx context.Context, conn driver.Conn, retention time.Duration
 		if !ok || strings.Contains(definition, "TTL "+ttl+" ") {
 			continue
 		}
-		// Parts expire whole, so there is nothing to rewrite in those that exist.
+		// Parts that exist have to learn when they expire now.
 		alter := "ALTER TABLE " + quote(name) + " MODIFY TTL " + ttl + " SETTINGS materialize_ttl_after_modify = 1"
 		if err := conn.Exec(ctx, alter); err != nil {
 			failed = errors.Join(failed, fmt.Errorf("set retention of %s: %w", name, err))

@@ -111,7 +111,7 @@ func (c *committer) send(ctx context.Context, batch []*commitRequest) {
 		case failed != nil:
 			err = failed
 		case !answered:
-			err = errors.New("Kafka did not answer for the partition")
+			err = errors.New("no answer for the partition")
 		}
 		if err != nil {
 			err = fmt.Errorf("commit offset %d: %w", r.at.Offset, err)

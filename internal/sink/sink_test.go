@@ -147,6 +147,7 @@ func TestClickHouseAwayKeepsMemoryFlatAndLosesNothing(t *testing.T) {
 		f.produce(2_000)
 	}
 	require.Eventually(t, func() bool { return s.Check(t.Context()) != nil }, 20*time.Second, 10*time.Millisecond)
+	// Time enough to take in much more, if nothing held it back.
 	time.Sleep(500 * time.Millisecond)
 	require.Less(t, s.buffered.Load(), int64(200<<10+maxPoll*(recordOverhead+100)))
 	require.Positive(t, s.age())

@@ -105,8 +105,7 @@ func TestChangesComeInOrderAndCanBeRead(t *testing.T) {
 	for i := range 50 {
 		f.put("k", fmt.Sprint(i))
 	}
-	var c *Copy
-	c = f.open(f.dir())
+	c := f.open(f.dir())
 	c.OnChange(seen.note)
 	c.OnChange(func(key, value []byte) {
 		_, ok, err := c.Get(key)
