@@ -1,0 +1,143 @@
+package main_test
+
+import (
+	"context"
+	"encoding/json"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/betterdata/webhooks/deploy/local"
+	"github.com/betterdata/webhooks/internal/testenv"
+)
+
+// machine is `webhooks run` on a data folder: everything in one process, with the embedded Kafka and ClickHouse.
+type machine struct {
+	client
+	folder    string
+	addresses local.Addresses
+	server    *testenv.Server
+}
+
+// startMachine runs on the given listeners; the zero value lets it pick all of them.
+func startMachine(t *testing.T, folder string, listen local.Addresses) *machine {
+	t.Helper()
+	m := &machine{folder: folder}
+	pick := func(addr string) string {
+		if addr == "" {
+			return "127.0.0.1:0"
+		}
+		return addr
+	}
+	m.server = testenv.Service(t, map[string]string{
+		"DATA_DIR": folder, "HTTP_ADDR": pick(listen.HTTP), "ADMIN_ADDR": pick(listen.Admin), "EMBEDDED_KAFKA_ADDR": pick(listen.Kafka),
+		"EMBEDDED_CLICKHOUSE_ADDR": pick(listen.ClickHouse), "EMBEDDED_CLICKHOUSE_HTTP_ADDR": pick(listen.ClickHouseHTTP),
+	}, testenv.ReadyAt(func() (string, error) {
+		err := readJSON(filepath.Join(folder, "addresses.json"), &m.addresses)
+		return m.addresses.Admin, err
+	}), "run")
+	m.start(t)
+	return m
+}
+
+// start starts it, again too, and learns where it listens.
+func (m *machine) start(t *testing.T) {
+	t.Helper()
+	_ = os.Remove(filepath.Join(m.folder, "addresses.json")) // its predecessor's
+	require.NoError(t, m.server.Start(t.Context()))
+	secrets, err := os.ReadFile(filepath.Join(m.folder, "dev.env"))
+	require.NoError(t, err)
+	for line := range strings.Lines(string(secrets)) {
+		if key, ok := strings.CutPrefix(strings.TrimSpace(line), "ADMIN_API_KEY="); ok {
+			m.key = key
+		}
+	}
+	m.url = "http://" + m.addresses.HTTP
+}
+
+func readJSON(path string, v any) error {
+	body, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	return json.Unmarshal(body, v)
+}
+
+// command runs `webhooks ARG…` against the machine to its end and returns what it printed.
+func (m *machine) command(t *testing.T, args ...string) string {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), testenv.Build(t), args...)
+	cmd.Env = testenv.Environment(map[string]string{"DATA_DIR": m.folder})
+	out, err := cmd.CombinedOutput()
+	require.NoError(t, err, "webhooks %s: %s", strings.Join(args, " "), out)
+	return string(out)
+}
+
+// TestRunOnOneMachine plays the session of the README against `webhooks run`, stops it as Ctrl-C does, kills it, and finds
+// its state each time.
+func TestRunOnOneMachine(t *testing.T) {
+	const org = "acme"
+	m := startMachine(t, filepath.Join(t.TempDir(), "data"), local.Addresses{})
+	receiver := testenv.NewReceiver(t)
+	endpoint, secret := m.endpoint(t, org, receiver.URL, "subscription.updated")
+
+	listener := testenv.Service(t, map[string]string{"DATA_DIR": m.folder}, func(context.Context) error { return nil },
+		"listen", "--org", org, "--addr", testenv.FreeAddr(t))
+	require.NoError(t, listener.Start(t.Context()))
+	testenv.Eventually(t, soon, func() bool { return len(m.list(t, "/v1/orgs/"+org+"/endpoints")) == 2 }, "the listener's endpoint")
+
+	m.command(t, "send", "stripe", "subscription.created", "--org", org, "--new-ids")
+	requireState(t, m, org, endpoint, 1)
+	receiver.Wait(t, soon, 1)[0].Verify(t, secret)
+	testenv.Eventually(t, soon, func() bool { return strings.Contains(listener.Output(), "subscription.updated") }, "the listener prints it")
+	require.NoError(t, listener.Interrupt(), listener.Output())
+
+	began := time.Now()
+	require.NoError(t, m.server.Interrupt(), m.server.Output())
+	require.Less(t, time.Since(began), 30*time.Second)
+
+	// From here on with settled ports, so that a start has to wait for its predecessor's.
+	m = startMachine(t, m.folder, m.addresses)
+	requireState(t, m, org, endpoint, 1)
+	m.command(t, "send", "stripe", "subscription.updated", "--org", org, "--new-ids")
+	requireState(t, m, org, endpoint, 2)
+
+	require.NoError(t, m.server.Kill())
+	m.start(t)
+	require.Contains(t, m.server.Output(), "may be torn", "the embedded Kafka says what a kill may have done")
+	requireState(t, m, org, endpoint, 2)
+	m.command(t, "send", "stripe", "subscription.deleted", "--org", org, "--new-ids")
+	requireState(t, m, org, endpoint, 3)
+	require.Equal(t, "none", m.get(t, "/v1/orgs/"+org+"/entitlements")["status"])
+
+	require.NoError(t, m.server.Interrupt(), m.server.Output())
+	require.NoError(t, os.RemoveAll(filepath.Join(m.folder, "state")))
+	m.start(t)
+	requireState(t, m, org, endpoint, 3)
+	require.NoError(t, m.server.Interrupt(), m.server.Output())
+}
+
+// requireState waits until n subscription events have taken effect and been delivered to the endpoint, by the API and by
+// SQL over ClickHouse's HTTP, as the README shows it.
+func requireState(t *testing.T, m *machine, org, endpoint string, n int) {
+	t.Helper()
+	testenv.Eventually(t, soon, func() bool {
+		version, _ := m.get(t, "/v1/orgs/"+org+"/entitlements")["version"].(float64)
+		return int(version) == n
+	}, "entitlements of version ", n)
+	deliveries := "/v1/orgs/" + org + "/deliveries?status=delivered&endpointId=" + endpoint
+	testenv.Eventually(t, soon, func() bool {
+		status, answer := m.call(t, http.MethodGet, deliveries, nil)
+		data, _ := answer["data"].([]any)
+		return status == http.StatusOK && len(data) == n
+	}, n, " deliveries")
+	rows := openClickHouse(t, "clickhouse://"+m.addresses.ClickHouse+"/webhooks")
+	require.Equal(t, n, count(t, rows, "(SELECT uniqExact(attempt_id) FROM delivery_attempts WHERE endpoint_id = $1)", endpoint))
+	require.Equal(t, n, count(t, rows, "(SELECT count() FROM delivery_attempts WHERE endpoint_id = $1)", endpoint))
+}
