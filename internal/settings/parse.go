@@ -26,7 +26,7 @@ func Parse(args []string, out io.Writer) (cli *CLI, command string, err error) {
 		kong.Description("Better Data Webhooks: both directions of webhook traffic on one log."),
 		kong.Writers(out, out), kong.Exit(func(int) { helped = true }),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true}),
-		kong.ValueFormatter(describe(args[0])), kong.WithBeforeReset(refuseEmpty))
+		variables(args[0]), kong.ValueFormatter(describe(args[0])), kong.WithBeforeReset(refuseEmpty))
 	if err != nil {
 		return nil, "", fmt.Errorf("BUG: the command line does not build: %w", err)
 	}
@@ -53,6 +53,14 @@ func Parse(args []string, out io.Writer) (cli *CLI, command string, err error) {
 		return nil, "", errors.New(strings.Join(problems, "; "))
 	}
 	return cli, words, nil
+}
+
+// variables are the defaults that differ by command: what runs on one machine listens on it alone, and may deliver to it.
+func variables(command string) kong.Vars {
+	if command == "run" {
+		return kong.Vars{"host": "127.0.0.1", "cidrs": "127.0.0.0/8,::1/128"}
+	}
+	return kong.Vars{"host": "", "cidrs": ""}
 }
 
 // describe writes a setting's line of help: what it is, whether it can be left out, its default, its variable.

@@ -14,12 +14,13 @@ import (
 )
 
 // CLI is the command line. Tags of ours: `must` names a setting that a service cannot do without, with the reason;
-// `run` says what `webhooks run` does when it is unset; `secret` marks one that has a twin with the suffix -file.
+// `run` says what `webhooks run` does when it is unset; `secret` marks one that has a twin with the suffix -file. The
+// variables ${host} and ${cidrs} are those of the command, see variables.
 type CLI struct {
-	Run       Run       `cmd:"" help:"Run the whole system on this machine, in the foreground." set:"host=127.0.0.1" set:"cidrs=127.0.0.0/8,::1/128"`
-	Ingest    Ingest    `cmd:"" help:"Run the edge: it takes webhooks and every write, and is the public address." set:"host=" set:"cidrs="`
-	Processor Processor `cmd:"" help:"Run the processor: it applies events, keeps billing and entitlements, and fans out." set:"host=" set:"cidrs="`
-	Deliverer Deliverer `cmd:"" help:"Run the deliverer: it sends to merchants' endpoints, retries and records." set:"host=" set:"cidrs="`
+	Run       Run       `cmd:"" help:"Run the whole system on this machine, in the foreground."`
+	Ingest    Ingest    `cmd:"" help:"Run the edge: it takes webhooks and every write, and is the public address."`
+	Processor Processor `cmd:"" help:"Run the processor: it applies events, keeps billing and entitlements, and fans out."`
+	Deliverer Deliverer `cmd:"" help:"Run the deliverer: it sends to merchants' endpoints, retries and records."`
 	Listen    Listen    `cmd:"" help:"Receive webhooks: verify their signatures, print them, answer as told."`
 	Send      struct {
 		Stripe SendStripe `cmd:"" help:"Sign events as Stripe does and post them."`
