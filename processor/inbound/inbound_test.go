@@ -1,6 +1,7 @@
 package inbound
 
 import (
+	"bytes"
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
@@ -295,6 +296,21 @@ func TestGraceEndsByItsTimer(t *testing.T) {
 	require.Equal(t, billing.TimerSource, kafka.ReadHeader(events[0].Headers, schemas.HeaderCauseSource))
 	require.Empty(t, out.Topic(schemas.InboundRows), "a timer is no inbound event")
 	require.Empty(t, r.Advance(r.Now.Add(time.Hour)).Emitted())
+}
+
+func TestEveryGracePeriodOfAnOrganizationEnds(t *testing.T) {
+	r := newRig(t)
+	start := r.Now
+	r.Process(r.subscription("evt_a", billing.SubscriptionUpdated, "past_due", "scm_pro"))
+	r.Now = start.Add(2 * day)
+	second := r.subscription("evt_b", billing.SubscriptionUpdated, "past_due", "scm_pro")
+	second.Value = bytes.ReplaceAll(second.Value, []byte("sub_1"), []byte("sub_2"))
+	r.Process(second)
+
+	require.Len(t, r.Advance(start.Add(7*day)).Topic(schemas.Events), 1, "the first ends")
+	require.Equal(t, start.Add(8*day), r.WakeTime(), "the day's end comes before the second's")
+	require.Empty(t, r.Advance(start.Add(8*day)).Topic(schemas.Events))
+	require.Len(t, r.Advance(start.Add(9*day)).Topic(schemas.Events), 1, "the second ends")
 }
 
 func TestTimersOutliveTheirOwner(t *testing.T) {

@@ -128,12 +128,13 @@ func (t *task) expire(tx *stream.Tx, now int64) error {
 	if err != nil {
 		return err
 	}
+	// Before the timers: one that is applied may set its organization's next.
+	t.nextDue = never
 	for _, timer := range due {
 		if err := t.timer(tx, timer, now); err != nil {
 			return fmt.Errorf("timer of organization %s: %w", timer.organization, err)
 		}
 	}
-	t.nextDue = never
 	t.awaitTimer(next)
 	return nil
 }
