@@ -6,8 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -17,6 +15,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/betterdata/webhooks/deploy/local/takeover"
 )
 
 // Server is a process that a test may break. It ends with the test process, and its folder with it.
@@ -190,15 +190,4 @@ func FreeAddr(t testing.TB) string {
 	return addr
 }
 
-// freeAddr is a free address of this machine. Its port is below the range that outgoing connections use, so that it is
-// still free when a killed server starts again.
-func freeAddr() (string, error) {
-	for range 100 {
-		addr := fmt.Sprintf("127.0.0.1:%d", 20000+rand.IntN(10000))
-		ln, err := net.Listen("tcp", addr)
-		if err == nil {
-			return addr, ln.Close()
-		}
-	}
-	return "", errors.New("no free port between 20000 and 30000")
-}
+func freeAddr() (string, error) { return takeover.FreeAddr("127.0.0.1") }

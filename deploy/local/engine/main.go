@@ -16,6 +16,8 @@ import (
 	"unsafe"
 
 	"github.com/ebitengine/purego"
+
+	"github.com/betterdata/webhooks/deploy/local/takeover"
 )
 
 // drainTimeout is how long the engine may take to close once its parent is gone or asks it to. A successor waits
@@ -115,21 +117,21 @@ const innerHost = "127.0.0.1"
 
 // listenBefore relays what comes to a port to the inner port that the engine is to take.
 func listenBefore(host string, port int) (inner int, end func(), err error) {
-	free, err := net.Listen("tcp", net.JoinHostPort(innerHost, "0"))
+	target, err := takeover.FreeAddr(innerHost)
 	if err != nil {
 		return 0, nil, err
 	}
-	target := free.Addr().(*net.TCPAddr)
-	if err := free.Close(); err != nil {
+	_, inner, err = split(target)
+	if err != nil {
 		return 0, nil, err
 	}
 	ln, err := net.Listen("tcp", net.JoinHostPort(host, strconv.Itoa(port)))
 	if err != nil {
 		return 0, nil, err
 	}
-	r := newRelay(target.String())
+	r := newRelay(target)
 	go r.serve(ln)
-	return target.Port, func() {
+	return inner, func() {
 		_ = ln.Close()
 		r.end()
 	}, nil

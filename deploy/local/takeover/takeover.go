@@ -7,8 +7,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
+	"strconv"
 	"syscall"
 	"time"
 )
@@ -75,4 +77,16 @@ func Listen(ctx context.Context, addr, setting string) (net.Listener, error) {
 		case <-time.After(pollInterval):
 		}
 	}
+}
+
+// FreeAddr is an address of host that is free now. Its port is below the range that outgoing connections use, so that it
+// will still be free in a moment, and when a killed server starts again.
+func FreeAddr(host string) (string, error) {
+	for range 100 {
+		ln, err := net.Listen("tcp", net.JoinHostPort(host, strconv.Itoa(20000+rand.IntN(10000))))
+		if err == nil {
+			return ln.Addr().String(), ln.Close()
+		}
+	}
+	return "", fmt.Errorf("no free port between 20000 and 30000 on %s", host)
 }
