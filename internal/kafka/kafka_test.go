@@ -115,6 +115,29 @@ func TestEnsureTopicsRefusesAnAlteredTopic(t *testing.T) {
 	require.ErrorIs(t, EnsureTopics(deadline(t), cfg, log), ErrPartitions)
 }
 
+func TestEnsureTopicsRefusesATopicThatWouldLoseState(t *testing.T) {
+	cfg := fakeCluster(t)
+	client, err := kgo.NewClient(kgo.SeedBrokers(cfg.Brokers...))
+	require.NoError(t, err)
+	defer client.Close()
+	adm := kadm.NewClient(client)
+	set := func(policy string) {
+		_, err := adm.AlterTopicConfigs(deadline(t), []kadm.AlterConfig{{Op: kadm.SetConfig, Name: "cleanup.policy", Value: &policy}}, "t."+schemas.Retries)
+		require.NoError(t, err)
+	}
+	_, err = adm.CreateTopic(deadline(t), 4, 1, nil, "t."+schemas.Retries)
+	require.NoError(t, err)
+
+	set("delete")
+	err = EnsureTopics(deadline(t), cfg, slog.New(slog.DiscardHandler))
+	require.ErrorIs(t, err, ErrCleanup)
+	require.ErrorContains(t, err, "topic t.retries has cleanup.policy delete, not compact")
+	set("delete,compact")
+	require.ErrorIs(t, EnsureTopics(deadline(t), cfg, slog.New(slog.DiscardHandler)), ErrCleanup)
+	set("compact")
+	require.NoError(t, EnsureTopics(deadline(t), cfg, slog.New(slog.DiscardHandler)))
+}
+
 func TestEnsureTopicsSaysWhatItCannotReach(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), 300*time.Millisecond)
 	defer cancel()

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
@@ -23,9 +25,13 @@ const planKey = "partitions"
 // ErrPartitions is returned by EnsureTopics when the configured partition count is not the permanent one.
 var ErrPartitions = errors.New("partition counts are permanent")
 
+// ErrCleanup is returned by EnsureTopics when a topic that was there loses, or keeps, what it must not.
+var ErrCleanup = errors.New("wrong cleanup.policy")
+
 // EnsureTopics creates the topics that are missing, records the partition plan on the control topic and asserts it,
-// and asserts every topic's partition count. Many instances may run it at once. It returns ErrPartitions when
-// cfg.Partitions is not what the topics were created with; it waits for a cluster that is not there yet until ctx ends.
+// and asserts every topic's partition count and cleanup policy: state on a topic that deletes would be lost. Many instances may run it at once. It returns ErrPartitions when
+// cfg.Partitions is not what the topics were created with, ErrCleanup when a topic made beforehand has another policy;
+// it waits for a cluster that is not there yet until ctx ends.
 func EnsureTopics(ctx context.Context, cfg Config, log *slog.Logger) error {
 	if cfg.Partitions < 1 || cfg.ReplicationFactor < 1 {
 		return fmt.Errorf("create topics: partitions %d and replication factor %d must be at least 1", cfg.Partitions, cfg.ReplicationFactor)
@@ -53,7 +59,10 @@ func EnsureTopics(ctx context.Context, cfg Config, log *slog.Logger) error {
 	if err := e.create(ctx, topics); err != nil {
 		return err
 	}
-	return e.assert(ctx, topics)
+	if err := e.assert(ctx, topics); err != nil {
+		return err
+	}
+	return e.assertCleanup(ctx, topics)
 }
 
 type ensurer struct {
@@ -125,19 +134,64 @@ func (e *ensurer) settings(t schemas.Topic) map[string]*string {
 		"min.insync.replicas":            kadm.StringPtr(strconv.Itoa(min(2, int(e.cfg.ReplicationFactor)))),
 		"unclean.leader.election.enable": kadm.StringPtr("false"),
 	}
-	policy := "delete"
 	if t.Compact {
-		policy = "compact"
-		if t.Retention > 0 {
-			policy = "compact,delete"
-		}
 		s["delete.retention.ms"] = kadm.StringPtr(millis(schemas.TombstoneRetention))
 	}
-	s["cleanup.policy"] = kadm.StringPtr(policy)
+	s["cleanup.policy"] = kadm.StringPtr(cleanupPolicy(t))
 	if t.Retention > 0 {
 		s["retention.ms"] = kadm.StringPtr(millis(t.Retention))
 	}
 	return s
+}
+
+func cleanupPolicy(t schemas.Topic) string {
+	switch {
+	case t.Compact && t.Retention > 0:
+		return "compact,delete"
+	case t.Compact:
+		return "compact"
+	}
+	return "delete"
+}
+
+// assertCleanup checks the cleanup policies. A broker that has not heard of a topic yet is asked again.
+func (e *ensurer) assertCleanup(ctx context.Context, topics []schemas.Topic) error {
+	want := map[string]string{}
+	var names []string
+	for _, t := range topics {
+		names = append(names, e.cfg.Topic(t.Name))
+		want[e.cfg.Topic(t.Name)] = cleanupPolicy(t)
+	}
+	for {
+		configs, err := e.adm.DescribeTopicConfigs(ctx, names...)
+		for _, c := range configs {
+			if err == nil {
+				err = c.Err
+			}
+			// Brokers give the list in the order it was set.
+			got := strings.Split(setting(c, "cleanup.policy"), ",")
+			slices.Sort(got)
+			if policy := strings.Join(got, ","); c.Err == nil && policy != want[c.Name] {
+				return fmt.Errorf("topic %s has cleanup.policy %s, not %s: %w; set it with kafka-configs.sh",
+					c.Name, policy, want[c.Name], ErrCleanup)
+			}
+		}
+		if err == nil {
+			return nil
+		}
+		if pause(ctx, 50*time.Millisecond) != nil {
+			return fmt.Errorf("read the settings of topics: %w", err)
+		}
+	}
+}
+
+func setting(c kadm.ResourceConfig, key string) string {
+	for _, entry := range c.Configs {
+		if entry.Key == key {
+			return entry.MaybeValue()
+		}
+	}
+	return ""
 }
 
 // assert checks the partition counts, waiting for topics just made to be known.
