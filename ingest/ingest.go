@@ -46,7 +46,7 @@ type Config struct {
 	HTTPAddr string
 	Kafka    kafka.Config
 	Stripe   stripe.Config
-	// MaxBodyBytes bounds a webhook's body; default 1 MiB.
+	// MaxBodyBytes bounds a webhook's body; default 1 MiB, at most schemas.MaxInboundBody.
 	MaxBodyBytes int
 	// HeldBytes bounds the bodies in memory; default 256 MiB. Beyond it requests are answered 503.
 	HeldBytes int64
@@ -118,6 +118,9 @@ func New(cfg Config, deps Deps) (*Edge, error) {
 	}
 	if cfg.DrainTimeout <= 0 {
 		cfg.DrainTimeout = defaultDrainTimeout
+	}
+	if cfg.MaxBodyBytes > schemas.MaxInboundBody {
+		return nil, fmt.Errorf("ingest: MAX_BODY_BYTES is %d, at most %d can be stored", cfg.MaxBodyBytes, schemas.MaxInboundBody)
 	}
 	cfg.Worker = orHostname(cfg.Worker)
 	sources, names, err := configured(cfg)

@@ -23,6 +23,14 @@ const TombstoneRetention = 7 * 24 * time.Hour
 // MaxRecordBytes is max.message.bytes of every topic.
 const MaxRecordBytes = 4 << 20
 
+// MaxInboundBody is the largest body, in bytes, of an inbound event. What is left of MaxRecordBytes has room for its
+// headers and for what Kafka adds, also when the router holds it or when it becomes a dead letter.
+const MaxInboundBody = MaxRecordBytes - 128<<10
+
+// MaxDedupeRetention is the longest that a source event can be remembered. It is kept by whole days, rounded up: the
+// topic keeps a day more.
+const MaxDedupeRetention = 32 * day
+
 // Topics. Keyed topics have the plan's partitions and a record's partition is that of its *routing key*: the
 // organization where the comment says org, the source account, or the endpoint.
 const (
@@ -81,7 +89,7 @@ func Topics() []Topic {
 		{Name: Endpoints, Compact: true},
 		{Name: Connections, Compact: true},
 		{Name: Routes, Compact: true},
-		{Name: InboundSeen, Compact: true, Retention: 32 * day},
+		{Name: InboundSeen, Compact: true, Retention: MaxDedupeRetention + day},
 		{Name: UnroutedHeld, Compact: true},
 		{Name: Attempts, Retention: rowRetention},
 		{Name: DeliveryRows, Retention: rowRetention},

@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"github.com/alecthomas/kong"
+
+	"github.com/betterdata/webhooks/schemas"
 )
 
 // ErrHelp says that the help was asked for and written.
@@ -161,6 +163,10 @@ func bounds(ctx *kong.Context) (problems []string) {
 		switch v := f.Target.Addr().Interface().(type) {
 		case *int:
 			check(*v > 0, "%s must be above 0", names(f))
+			if f.Name == "max-body-bytes" {
+				check(*v <= schemas.MaxInboundBody, "%s must be at most %d: records are at most %d bytes with their headers",
+					names(f), schemas.MaxInboundBody, schemas.MaxRecordBytes)
+			}
 		case *uint32:
 			check(*v > 0 && *v <= 10_000, "%s must be from 1 to 10000", names(f))
 		case *int32:

@@ -105,7 +105,7 @@ type HTTP struct {
 // Edge is what only the public address has.
 type Edge struct {
 	PublicURL    BaseURL `group:"HTTP" name:"public-url" env:"PUBLIC_URL" placeholder:"URL" help:"How clients reach the API, for links. Unset: http:// and HTTP_ADDR."`
-	MaxBodyBytes int     `group:"HTTP" name:"max-body-bytes" env:"MAX_BODY_BYTES" default:"1048576" placeholder:"BYTES" help:"The largest webhook body that is taken."`
+	MaxBodyBytes int     `group:"HTTP" name:"max-body-bytes" env:"MAX_BODY_BYTES" default:"1048576" placeholder:"BYTES" help:"The largest webhook body that is taken, up to 4063232."`
 }
 
 // Upstreams answer reads when the services run apart.
@@ -163,7 +163,7 @@ type Plans struct {
 
 // Dedupe is how long a source event is remembered.
 type Dedupe struct {
-	DedupeRetention Retention `group:"Sources" name:"dedupe-retention" env:"DEDUPE_RETENTION" default:"192h; stripe=768h" placeholder:"DURATION" help:"How long a source's event is remembered, so that a repeat has no effect; by source with SOURCE=DURATION."`
+	DedupeRetention Retention `group:"Sources" name:"dedupe-retention" env:"DEDUPE_RETENTION" default:"192h; stripe=768h" placeholder:"DURATION" help:"How long a source's event is remembered, so that a repeat has no effect, up to 768h; by source with SOURCE=DURATION."`
 }
 
 // EndpointLimits bound what an organization may have.

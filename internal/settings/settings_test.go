@@ -105,6 +105,8 @@ func TestEveryProblemIsOneLineThatNamesTheSetting(t *testing.T) {
 		"bad level":            {map[string]string{"LOG_LEVEL": "loud"}, "deliverer", []string{"--log-level", "loud"}},
 		"timeout too long":     {map[string]string{"DELIVERY_TIMEOUT": "26s"}, "ingest", []string{"DELIVERY_TIMEOUT", "25s"}},
 		"no body":              {map[string]string{"MAX_BODY_BYTES": "0"}, "ingest", []string{"MAX_BODY_BYTES", "above 0"}},
+		"body too large":       {map[string]string{"MAX_BODY_BYTES": "4194304"}, "ingest", []string{"MAX_BODY_BYTES", "at most 4063232"}},
+		"retention too long":   {map[string]string{"DEDUPE_RETENTION": "8h; stripe=769h"}, "processor", []string{"DEDUPE_RETENTION", "769h", "768h"}},
 		"negative rate":        {nil, "ingest --endpoint-rate-limit=-1", []string{"--endpoint-rate-limit"}},
 		"no database":          {map[string]string{"CLICKHOUSE_URL": "clickhouse://h:9000"}, "processor", []string{"--clickhouse-url", "database"}},
 		"password stays in":    {map[string]string{"CLICKHOUSE_URL": "tcp://u:hunter2@h/db"}, "processor", []string{"--clickhouse-url", "scheme"}},

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/betterdata/webhooks/internal/seal"
+	"github.com/betterdata/webhooks/schemas"
 )
 
 // Addr is where to listen: "host:port", the host may be left out, port 0 picks a free one.
@@ -218,6 +219,9 @@ func (r *Retention) UnmarshalText(text []byte) error {
 		d, err := parsePositive(value)
 		if err != nil {
 			return err
+		}
+		if d > schemas.MaxDedupeRetention {
+			return fmt.Errorf("%q is more than %dh, the longest that Kafka keeps what was seen", value, int(schemas.MaxDedupeRetention.Hours()))
 		}
 		if _, twice := r.BySource[source]; twice || !named && r.Default != 0 {
 			return fmt.Errorf("%q is given twice", strings.TrimSpace(item))

@@ -14,7 +14,10 @@ package inbound
 
 import (
 	"errors"
+	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -32,7 +35,7 @@ const Group = "billing"
 type Config struct {
 	Plans *plans.Plans
 	// DedupeRetention is how long an event is recognised when it is sent again; DedupeBySource replaces it for a source.
-	// It is kept by whole days, rounded up.
+	// It is kept by whole days, rounded up; at most schemas.MaxDedupeRetention.
 	DedupeRetention time.Duration
 	DedupeBySource  map[string]time.Duration
 }
@@ -50,13 +53,9 @@ func New(cfg Config, applier *commands.Applier, log *slog.Logger, reg prometheus
 	if cfg.Plans == nil {
 		return nil, errors.New("inbound: plans are required")
 	}
-	for _, retention := range cfg.DedupeBySource {
-		if retention <= 0 {
-			return nil, errors.New("inbound: DEDUPE_RETENTION must be positive for every source")
-		}
-	}
-	if cfg.DedupeRetention <= 0 {
-		return nil, errors.New("inbound: DEDUPE_RETENTION must be positive")
+	kept := append(slices.Collect(maps.Values(cfg.DedupeBySource)), cfg.DedupeRetention)
+	if slices.Min(kept) <= 0 || slices.Max(kept) > schemas.MaxDedupeRetention {
+		return nil, fmt.Errorf("inbound: DEDUPE_RETENTION must be above 0 and at most %s for every source", schemas.MaxDedupeRetention)
 	}
 	return &Inbound{cfg: cfg, commands: applier, log: log, metrics: newMetrics(reg)}, nil
 }

@@ -426,6 +426,7 @@ func TestNewRefuses(t *testing.T) {
 	for name, change := range map[string]func(*Config){
 		"no plans":          func(c *Config) { c.Plans = nil },
 		"no retention":      func(c *Config) { c.DedupeRetention = 0 },
+		"longer than kept":  func(c *Config) { c.DedupeRetention = schemas.MaxDedupeRetention + time.Second },
 		"none for a source": func(c *Config) { c.DedupeBySource = map[string]time.Duration{"stripe": 0} },
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -185,7 +185,7 @@ func (t *task) hand(tx *stream.Tx, cmd *webhooksv1.Command) {
 }
 
 // forward sends an event on to the organization that its account was moved to.
-func (t *task) forward(tx *stream.Tx, e *event, to string) {
+func (t *task) forward(tx *stream.Tx, e *event, to string) result {
 	headers := make([]kgo.RecordHeader, 0, len(e.headers))
 	for _, h := range e.headers {
 		if h.Key != schemas.HeaderOrganization {
@@ -193,5 +193,10 @@ func (t *task) forward(tx *stream.Tx, e *event, to string) {
 		}
 	}
 	headers = append(headers, kgo.RecordHeader{Key: schemas.HeaderOrganization, Value: []byte(to)})
-	tx.Emit(schemas.Inbound, to, &kgo.Record{Key: []byte(to), Value: e.body, Headers: headers})
+	r := &kgo.Record{Key: []byte(to), Value: e.body, Headers: headers}
+	if !stream.Fits(r) {
+		return t.bury(tx, e, reasonTooLarge)
+	}
+	tx.Emit(schemas.Inbound, to, r)
+	return forwarded
 }

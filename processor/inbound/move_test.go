@@ -1,6 +1,7 @@
 package inbound
 
 import (
+	"bytes"
 	"testing"
 	"time"
 
@@ -10,6 +11,7 @@ import (
 
 	"github.com/betterdata/webhooks/internal/id"
 	"github.com/betterdata/webhooks/internal/kafka"
+	"github.com/betterdata/webhooks/internal/stream"
 	"github.com/betterdata/webhooks/internal/stream/streamtest"
 	"github.com/betterdata/webhooks/processor/billing"
 	"github.com/betterdata/webhooks/schemas"
@@ -87,6 +89,21 @@ func TestASentOnEventIsSeenOnlyWhereItTakesEffect(t *testing.T) {
 	again := *event
 	out := r.settle(r.Process(event, &again))
 	require.Len(t, out.Topic(schemas.Events), 1)
+}
+
+func TestWhatCannotBeSentOnIsADeadLetter(t *testing.T) {
+	r := newRig(t)
+	r.settle(r.Process(r.release(org, "org_2")))
+	large := r.subscription("evt_b", billing.SubscriptionCreated, "active", "scm_pro")
+	large.Value = append(large.Value, bytes.Repeat([]byte(" "), schemas.MaxInboundBody-len(large.Value))...)
+	require.Len(t, inboundOf(r.Process(large)), 1, "the largest that the edge takes can")
+
+	larger := r.subscription("evt_c", billing.SubscriptionCreated, "active", "scm_pro")
+	larger.Value = make([]byte, stream.MaxOutput)
+	out := r.Process(larger)
+	require.Empty(t, inboundOf(out))
+	require.Equal(t, reasonTooLarge, inboundRows(t, out)[0].Reason)
+	require.Len(t, out.Topic(schemas.InboundDead), 1)
 }
 
 func TestAMoveThatIsAbortedIsMadeOnce(t *testing.T) {

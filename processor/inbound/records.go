@@ -46,8 +46,8 @@ func (t *task) bury(tx *stream.Tx, e *event, reason string) result {
 		"type", e.eventType, "reason", reason)
 	row := inboundRow(e, dead, reason)
 	letter := &webhooksv1.DeadInbound{Event: row, Body: e.body}
-	if proto.Size(letter) > maxEffect {
-		// The row still says what it was.
+	if len(e.body) > schemas.MaxInboundBody {
+		// The edge takes none that large. The row still says what it was.
 		letter.Body = nil
 	}
 	emit(tx, schemas.InboundDead, routing(e), e.eventID, letter)

@@ -81,8 +81,7 @@ func (t *task) event(tx *stream.Tx, e *event) (result, error) {
 	if to, err := t.moved.to(tx, e); err != nil {
 		return 0, err
 	} else if to != "" {
-		t.forward(tx, e, to)
-		return forwarded, nil
+		return t.forward(tx, e, to), nil
 	}
 	isNew, err := see(tx, keyOf(e.organization, e.eventID), expiry(tx.Now(), t.retention(e.source)))
 	switch {

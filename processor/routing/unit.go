@@ -25,9 +25,6 @@ const (
 	reasonUnhandled = "unhandled_type"
 )
 
-// maxBody bounds a body, so that it fits into one record with its headers, as it is held or handed on.
-const maxBody = stream.MaxOutput - 64<<10
-
 // retainedHeld is the value of ce_retained on what is handed on.
 const retainedHeld = "held"
 
@@ -39,7 +36,7 @@ type unit struct {
 
 func (u unit) event(in *kgo.Record, e *event) error {
 	account := e.key()
-	if len(in.Value) > maxBody {
+	if len(in.Value) > schemas.MaxInboundBody {
 		return u.dead(in, e, reasonTooLarge)
 	}
 	if e.account == "" {
@@ -139,7 +136,7 @@ func (u unit) dead(in *kgo.Record, e *event, reason string) error {
 	u.counts[resultDead]++
 	row := e.row("", outcomeDead, reason)
 	letter := &webhooksv1.DeadInbound{Event: row}
-	if len(in.Value) <= maxBody {
+	if len(in.Value) <= schemas.MaxInboundBody {
 		letter.Body = in.Value
 	}
 	value, err := proto.Marshal(letter)
