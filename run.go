@@ -51,6 +51,7 @@ func runIngest(ctx context.Context, c settings.Ingest, stderr io.Writer) error {
 	}
 	// The edge answers 503 while Kafka is not there.
 	s.addEager("ingest", edge.Run, edge.Check)
+	s.log.Info("the public address", "url", publicURL(c.Edge, s.http.Addr().String()))
 	return s.run(ctx)
 }
 
@@ -256,12 +257,17 @@ func takeSecrets(c *settings.Run) error {
 	return nil
 }
 
+// publicURL is how clients reach the API.
+func publicURL(c settings.Edge, addr string) string {
+	if c.PublicURL != "" {
+		return string(c.PublicURL)
+	}
+	return "http://" + addr
+}
+
 // greet says where everything is and what to do next.
 func greet(w io.Writer, c settings.Run, at local.Addresses) {
-	public := string(c.PublicURL)
-	if public == "" {
-		public = "http://" + at.HTTP
-	}
+	public := publicURL(c.Edge, at.HTTP)
 	line := func(name, text string) { fmt.Fprintf(w, "  %-12s %s\n", name, text) }
 	fmt.Fprintln(w, "Better Data Webhooks is running.")
 	line("API", public)
@@ -286,5 +292,9 @@ func greet(w io.Writer, c settings.Run, at local.Addresses) {
 	}
 	fmt.Fprintf(w, "Next, in another terminal, receive what is sent to a merchant:\n\n  ./webhooks listen%s\n\n", dataDir)
 	fmt.Fprintf(w, "and in a third, send an event as Stripe would:\n\n  ./webhooks send stripe subscription.created --org acme --new-ids%s\n\n", dataDir)
+	if at.ClickHouseHTTP != "" {
+		fmt.Fprintf(w, "and look at the record:\n\n  curl -s 'http://%s/?database=%s' --data 'SELECT * FROM delivery_attempts FORMAT Vertical'\n\n",
+			at.ClickHouseHTTP, clickhouse.DefaultDatabase)
+	}
 	fmt.Fprintln(w, "Ctrl-C drains and stops.")
 }

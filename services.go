@@ -72,6 +72,7 @@ func newService(ctx context.Context, p settings.Process, h settings.HTTP, stderr
 		return nil, errors.Join(err, s.http.Close())
 	}
 	s.admin = startAdmin(ln, s.reg)
+	s.log.Info("listening", "http", s.http.Addr().String(), "admin", ln.Addr().String())
 	return s, nil
 }
 
