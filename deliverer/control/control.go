@@ -26,6 +26,10 @@ const (
 	maxProbe    = time.Minute
 	halveEvery  = time.Second
 	burstWindow = 100 * time.Millisecond
+	aheadFor    = 100 * time.Millisecond
+	maxRounds   = 16
+	// paceWeight is the part of the newest attempt in the average.
+	paceWeight = 8
 )
 
 // Limits are what an endpoint allows.
@@ -70,6 +74,8 @@ type Endpoint struct {
 	// allowed is the concurrency after throttling, between 1 and limits.Concurrency.
 	allowed float64
 	halved  time.Time
+	// pace is how long attempts take, a moving average; 0 = not known.
+	pace time.Duration
 
 	failures int
 	// wait is the breaker's time between probes; 0 = closed.
@@ -118,8 +124,21 @@ func (e *Endpoint) Admit(now time.Time) Verdict {
 	return Go
 }
 
-// Want is how many deliveries are worth having in hand now, those that run included: twice what may run at once, so
-// that the next is at hand when one ends; with a rate, no more than a quarter second's worth beyond what runs.
+// Ahead is how many deliveries are worth having at hand beyond those that run, so that the next is there when one ends:
+// what the endpoint works off in a tenth of a second, at least as many as may run and at most sixteen times that.
+func (e *Endpoint) Ahead() int {
+	rounds := 1
+	if e.pace > 0 {
+		rounds = int(min(max(aheadFor/e.pace, 1), maxRounds))
+	}
+	ahead := rounds * int(e.allowed)
+	if e.bucket != nil {
+		ahead = min(ahead, max(1, int(e.limits.Rate*aheadFor.Seconds())))
+	}
+	return ahead
+}
+
+// Want is how many deliveries are worth having in hand now, those that run included.
 func (e *Endpoint) Want(now time.Time) int {
 	switch {
 	case e.wait > 0 && (e.probing || now.Before(e.until)):
@@ -127,15 +146,8 @@ func (e *Endpoint) Want(now time.Time) int {
 	case e.wait > 0:
 		return e.running + 1
 	}
-	want := 2 * int(e.allowed)
-	if e.bucket != nil {
-		want = min(want, e.running+max(1, int(e.limits.Rate/4)))
-	}
-	return want
+	return int(e.allowed) + e.Ahead()
 }
-
-// Allowed is how many attempts may run at once now.
-func (e *Endpoint) Allowed() int { return int(e.allowed) }
 
 // NextTry is when it is worth asking again after Limited or Open; the zero time when only Done can change anything.
 func (e *Endpoint) NextTry(now time.Time) time.Time {
@@ -152,9 +164,13 @@ func (e *Endpoint) NextTry(now time.Time) time.Time {
 	return time.Time{}
 }
 
-// Done ends an attempt that Admit let go.
-func (e *Endpoint) Done(now time.Time, o Outcome) {
+// Done ends an attempt that Admit let go and that took so long.
+func (e *Endpoint) Done(now time.Time, o Outcome, took time.Duration) {
 	e.running--
+	if e.pace == 0 {
+		e.pace = took
+	}
+	e.pace += (took - e.pace) / paceWeight
 	if o == Success {
 		e.failures, e.wait, e.probing = 0, 0, false
 		e.allowed = math.Min(e.allowed+1/e.allowed, float64(e.limits.Concurrency))

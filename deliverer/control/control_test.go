@@ -27,7 +27,7 @@ func TestConcurrency(t *testing.T) {
 	require.Equal(t, 3, admitted(e, start, 10))
 	require.Equal(t, control.Full, e.Admit(start))
 	require.True(t, e.NextTry(start).IsZero(), "only an end makes room")
-	e.Done(start, control.Success)
+	e.Done(start, control.Success, time.Second)
 	require.Equal(t, control.Go, e.Admit(start))
 }
 
@@ -39,7 +39,7 @@ func TestLimitsChange(t *testing.T) {
 	e.SetLimits(control.Limits{Concurrency: 1})
 	require.Equal(t, control.Full, e.Admit(start))
 	for range 5 {
-		e.Done(start, control.Success)
+		e.Done(start, control.Success, time.Second)
 	}
 	require.Equal(t, 1, admitted(e, start, 10))
 }
@@ -48,18 +48,18 @@ func TestThrottledHalvesAndSuccessGivesBack(t *testing.T) {
 	e := control.New(control.Limits{Concurrency: 16})
 	require.Equal(t, 16, admitted(e, start, 20))
 	for range 16 {
-		e.Done(start, control.Throttled)
+		e.Done(start, control.Throttled, time.Second)
 	}
 	require.Equal(t, 8, e.Allowed(), "once a second")
 	e = control.New(control.Limits{Concurrency: 16})
 	for i := range 5 {
 		require.Equal(t, control.Go, e.Admit(start))
-		e.Done(start.Add(time.Duration(i)*time.Second), control.Throttled)
+		e.Done(start.Add(time.Duration(i)*time.Second), control.Throttled, time.Second)
 	}
 	require.Equal(t, 1, e.Allowed(), "never below one")
 	for range 200 {
 		require.Equal(t, control.Go, e.Admit(start))
-		e.Done(start, control.Success)
+		e.Done(start, control.Success, time.Second)
 	}
 	require.Equal(t, 16, e.Allowed())
 }
@@ -69,11 +69,11 @@ func TestBreaker(t *testing.T) {
 	now := start
 	for range 9 {
 		require.Equal(t, control.Go, e.Admit(now))
-		e.Done(now, control.Failure)
+		e.Done(now, control.Failure, time.Second)
 	}
 	require.False(t, e.Broken())
 	require.Equal(t, control.Go, e.Admit(now))
-	e.Done(now, control.Failure)
+	e.Done(now, control.Failure, time.Second)
 	require.True(t, e.Broken())
 	for _, wait := range []time.Duration{1, 2, 4, 8, 16, 32, 60, 60} {
 		wait *= time.Second
@@ -84,11 +84,11 @@ func TestBreaker(t *testing.T) {
 		require.Equal(t, control.Go, e.Admit(now))
 		require.Equal(t, control.Open, e.Admit(now), "one probe at a time")
 		require.True(t, e.NextTry(now).IsZero())
-		e.Done(now, control.Failure)
+		e.Done(now, control.Failure, time.Second)
 	}
 	now = now.Add(time.Minute)
 	require.Equal(t, control.Go, e.Admit(now))
-	e.Done(now, control.Success)
+	e.Done(now, control.Success, time.Second)
 	require.False(t, e.Broken())
 	require.Equal(t, control.Go, e.Admit(now))
 }
@@ -101,7 +101,7 @@ func TestSuccessesBetweenKeepItClosed(t *testing.T) {
 		if i%10 == 9 {
 			outcome = control.Success
 		}
-		e.Done(start, outcome)
+		e.Done(start, outcome, time.Second)
 	}
 	require.False(t, e.Broken())
 }
@@ -110,9 +110,28 @@ func TestStragglersDoNotMoveAnOpenBreaker(t *testing.T) {
 	e := control.New(control.Limits{Concurrency: 20})
 	require.Equal(t, 20, admitted(e, start, 20))
 	for range 20 {
-		e.Done(start, control.Failure)
+		e.Done(start, control.Failure, time.Second)
 	}
 	require.Equal(t, start.Add(time.Second), e.NextTry(start))
+}
+
+func TestAheadIsWhatIsWorkedOffInATenthOfASecond(t *testing.T) {
+	for _, tc := range []struct {
+		took time.Duration
+		want int
+	}{
+		{15 * time.Second, 4}, {100 * time.Millisecond, 4}, {50 * time.Millisecond, 8}, {10 * time.Millisecond, 40},
+		{time.Microsecond, 64}, {0, 4},
+	} {
+		e := control.New(control.Limits{Concurrency: 4})
+		require.Equal(t, 4, e.Ahead(), "nothing is known")
+		for range 100 {
+			require.Equal(t, control.Go, e.Admit(start))
+			e.Done(start, control.Success, tc.took)
+		}
+		require.Equal(t, tc.want, e.Ahead(), tc.took)
+		require.Equal(t, 4+tc.want, e.Want(start))
+	}
 }
 
 func TestRate(t *testing.T) {
@@ -128,7 +147,7 @@ func TestRate(t *testing.T) {
 		}
 	}
 	require.InDelta(t, 100, sent, 6)
-	require.LessOrEqual(t, e.Want(start)-e.Running(), 12)
+	require.Equal(t, 5, e.Ahead())
 }
 
 // Whatever happens, no more run than are allowed, and an endpoint that answers well again gets all of its slots back.
@@ -148,7 +167,7 @@ func TestControlHoldsItsLimits(t *testing.T) {
 			"end": func(t *rapid.T) {
 				if running > 0 {
 					running--
-					e.Done(now, rapid.SampledFrom([]control.Outcome{control.Success, control.Failure, control.Throttled}).Draw(t, "outcome"))
+					e.Done(now, rapid.SampledFrom([]control.Outcome{control.Success, control.Failure, control.Throttled}).Draw(t, "outcome"), time.Second)
 				}
 			},
 			"time": func(t *rapid.T) {
@@ -161,14 +180,14 @@ func TestControlHoldsItsLimits(t *testing.T) {
 			},
 		})
 		for ; running > 0; running-- {
-			e.Done(now, control.Success)
+			e.Done(now, control.Success, time.Second)
 		}
 		now = now.Add(time.Minute)
 		for range 200 {
 			if e.Admit(now) != control.Go {
 				t.Fatal("an idle endpoint is refused a minute later")
 			}
-			e.Done(now, control.Success)
+			e.Done(now, control.Success, time.Second)
 		}
 		if !e.Idle() {
 			t.Fatal("not back to normal")

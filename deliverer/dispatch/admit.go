@@ -107,7 +107,7 @@ func (t *task) place(tx *stream.Tx, f *flight, now time.Time) error {
 	if m := e.mode(); m != sending {
 		return t.turnAway(tx, f, m, now)
 	}
-	if e.overdue(now) || len(e.queue) >= e.control.Allowed() || t.fresh > window/2 && len(e.queue) > 0 {
+	if e.overdue(now) || len(e.queue) >= e.control.Ahead() || t.fresh > window/2 && len(e.queue) > 0 {
 		return t.spill(tx, f, webhooksv1.WaitingReason_WAITING_REASON_SATURATED, now)
 	}
 	e.queue = append(e.queue, f)
@@ -131,20 +131,7 @@ func (t *task) turnAway(tx *stream.Tx, f *flight, m mode, now time.Time) error {
 // serve lets out of the queue what control admits. With an open breaker what is fresh goes to the schedule, so that it
 // does not hold up the input.
 func (t *task) serve(tx *stream.Tx, e *endpoint, now time.Time) error {
-	kept := e.queue[:0]
-	verdict := control.Go
-	for _, f := range e.queue {
-		if !f.detached && verdict == control.Go {
-			verdict = e.control.Admit(now)
-			if verdict == control.Go {
-				t.launch(f)
-				continue
-			}
-		}
-		kept = append(kept, f)
-	}
-	clear(e.queue[len(kept):])
-	e.queue = kept
+	verdict := t.letOut(e, now)
 	if verdict == control.Open {
 		if err := t.spillFresh(tx, e, now); err != nil {
 			return err

@@ -6,8 +6,8 @@
 // partitions share; their results queue in memory and enter a transaction in Advance: one row of `attempts`, one of
 // `delivery-rows`, and the change of the schedule, all together or not at all.
 //
-// A partition's owner holds its endpoints whole: all control of an endpoint is in the task of its partition and needs no
-// lock. The pool and the copy of `endpoints` are what tasks share.
+// A partition's owner holds its endpoints whole: all control of an endpoint is in the task of its partition. The pool and
+// the copy of `endpoints` are what tasks share.
 //
 // It promises (DESIGN §2, promises 3 to 5): every delivery ends or waits with a due time in the schedule; each attempt is
 // one row, and a number that had to be sent again says so; an endpoint that is slow, dead or hostile holds only its own

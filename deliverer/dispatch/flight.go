@@ -69,18 +69,16 @@ func (t *task) release(f *flight) {
 	}
 }
 
-// launch gives a flight to the pool. Control has admitted it.
+// launch gives a flight that control has admitted to the pool.
 func (t *task) launch(f *flight) {
 	f.running = true
 	f.dest, f.version = f.ep.dest, f.ep.spec.GetVersion()
-	t.mu.Lock()
 	t.flying++
-	t.mu.Unlock()
 	t.d.inFlight.Add(1)
 	t.d.pool.submit(func() { t.run(f) })
 }
 
-// run is the pool's part: it touches nothing of the task but its list of results.
+// run makes an attempt, in the pool. It does not hold the lock meanwhile.
 func (t *task) run(f *flight) {
 	if f.unsent = t.draining.Load(); !f.unsent {
 		f.result = t.d.deps.Sender.Send(f.dest, &sender.Message{
@@ -93,40 +91,57 @@ func (t *task) run(f *flight) {
 		})
 	}
 	t.mu.Lock()
-	t.landed = append(t.landed, f)
+	defer t.mu.Unlock()
+	t.land(f)
 	t.part.Wake()
 	t.flying--
+	t.d.inFlight.Add(-1)
 	if t.flying == 0 && t.quiet != nil {
 		close(t.quiet)
 		t.quiet = nil
 	}
-	t.mu.Unlock()
-	t.d.inFlight.Add(-1)
 }
 
-// land takes the results that have come in. What they say about the endpoint counts once, whatever becomes of the
-// transaction.
-func (t *task) land(now time.Time) {
-	t.mu.Lock()
-	landed := t.landed
-	t.landed = nil
-	t.mu.Unlock()
-	for _, f := range landed {
-		f.running = false
-		t.touch(f.ep, now)
-		if f.unsent {
-			f.ep.control.Release()
-			if t.flights[f.id] == f {
-				f.ep.queue = append(f.ep.queue, f)
-			}
-			continue
-		}
-		f.ep.control.Done(now, outcomeOf(&f.result))
+// land takes a result. What it says about the endpoint counts at once, whatever becomes of the transaction, and the next
+// in the endpoint's queue goes out: an endpoint does not wait for commits.
+func (t *task) land(f *flight) {
+	e := f.ep
+	f.running = false
+	if f.unsent {
+		e.control.Release()
 		if t.flights[f.id] == f {
-			f.landed, f.verdict = true, t.judge(f)
-			t.results = append(t.results, f)
+			e.queue = append(e.queue, f)
 		}
+		return
 	}
+	now := f.result.Ended()
+	e.control.Done(now, outcomeOf(&f.result), f.result.Duration)
+	if t.flights[f.id] == f {
+		f.landed, f.verdict = true, t.judge(f)
+		t.results = append(t.results, f)
+	}
+	if e.mode() == sending && !t.draining.Load() {
+		t.letOut(e, now)
+	}
+	t.touch(e, now)
+}
+
+// letOut launches what control admits from the endpoint's queue, and returns control's last word.
+func (t *task) letOut(e *endpoint, now time.Time) control.Verdict {
+	kept := e.queue[:0]
+	verdict := control.Go
+	for _, f := range e.queue {
+		if !f.detached && verdict == control.Go {
+			if verdict = e.control.Admit(now); verdict == control.Go {
+				t.launch(f)
+				continue
+			}
+		}
+		kept = append(kept, f)
+	}
+	clear(e.queue[len(kept):])
+	e.queue = kept
+	return verdict
 }
 
 // await returns when no attempt runs, or when ctx ends.

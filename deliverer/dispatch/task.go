@@ -17,11 +17,19 @@ import (
 	webhooksv1 "github.com/betterdata/webhooks/schemas/webhooks/v1"
 )
 
-// task is the logic of one partition. Its fields belong to the runtime's goroutine, but for those under mu.
+// task is the logic of one partition.
 type task struct {
 	d    *Dispatcher
 	part *stream.Partition
 	log  *slog.Logger
+
+	draining atomic.Bool
+	// breakers and oldest (due, Unix ms) are for the metrics.
+	breakers, oldest atomic.Int64
+
+	// mu is held during the runtime's calls, and by attempts as they end; not while a transaction is committed, so that
+	// endpoints go on meanwhile. It guards all below.
+	mu sync.Mutex
 
 	endpoints map[string]*endpoint
 	agenda    agenda
@@ -45,14 +53,8 @@ type task struct {
 	marked []*flight // pulled, to be sent once it is durable that they may have been
 	handed []*flight // ended or put to the schedule by it
 
-	draining atomic.Bool
-	// breakers and oldest (due, Unix ms) are for the metrics.
-	breakers, oldest atomic.Int64
-
-	mu      sync.Mutex
-	landed  []*flight
-	changed []string
-	flying  int
+	changed []string // endpoints, since the last Advance
+	flying  int      // attempts begun and not ended
 	quiet   chan struct{}
 }
 
@@ -65,6 +67,8 @@ func newTask(d *Dispatcher, p *stream.Partition) *task {
 
 // Process takes the deliveries of one event.
 func (t *task) Process(tx *stream.Tx, in *kgo.Record) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	deliveries := new(webhooksv1.Deliveries)
 	if err := proto.Unmarshal(in.Value, deliveries); err != nil {
 		t.emitUnreadable(tx, in, err)
@@ -97,6 +101,8 @@ func (t *task) Process(tx *stream.Tx, in *kgo.Record) error {
 
 // Advance brings in what has happened.
 func (t *task) Advance(tx *stream.Tx, now time.Time) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	t.now = now
 	if !t.found {
 		if err := t.findWaiting(tx, now); err != nil {
@@ -104,7 +110,6 @@ func (t *task) Advance(tx *stream.Tx, now time.Time) error {
 		}
 	}
 	t.takeChanges(now)
-	t.land(now)
 	if err := t.handOver(tx); err != nil {
 		return err
 	}
@@ -170,19 +175,18 @@ func (t *task) endpointChanged(endpoint string) {
 
 // takeChanges has the endpoints that changed looked at.
 func (t *task) takeChanges(now time.Time) {
-	t.mu.Lock()
-	changed := t.changed
-	t.changed = nil
-	t.mu.Unlock()
-	for _, id := range changed {
+	for _, id := range t.changed {
 		if e := t.endpoints[id]; e != nil {
 			t.touch(e, now)
 		}
 	}
+	t.changed = t.changed[:0]
 }
 
 // Settled ends the transaction for what is in memory.
 func (t *task) Settled(committed bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	if committed {
 		t.committed(t.now)
 	} else {
@@ -249,6 +253,8 @@ func (t *task) aborted() {
 
 // Full reports that records must wait: the pool has none free, or the copy of endpoints is behind.
 func (t *task) Full() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	return len(t.held) > maxHeld || t.d.pool.full(t)
 }
 
