@@ -95,7 +95,7 @@ func (f *fixture) open(url string) driver.Conn {
 func (f *fixture) config() Config {
 	return Config{
 		Kafka: f.kafka, ClickHouse: f.proxied, FlushInterval: 20 * time.Millisecond,
-		InsertTimeout: time.Second, HandOver: time.Second,
+		InsertTimeout: time.Second, HandOver: time.Second, LagInterval: 50 * time.Millisecond,
 	}
 }
 
@@ -158,6 +158,31 @@ func (f *fixture) record(partition int32, at time.Time) *kgo.Record {
 	require.NoError(f.t, err)
 	f.made++
 	return &kgo.Record{Topic: f.kafka.Topic(schemas.InboundRows), Partition: partition, Value: value}
+}
+
+// putDelivery writes a version of a row of the Replacing table.
+func (f *fixture) putDelivery(id, status string, version uint64, ended int64) {
+	f.t.Helper()
+	value, err := proto.Marshal(&webhooksv1.DeliveryRow{
+		DeliveryId: id, Status: status, Version: version, AcceptedUnixMs: f.now.UnixMilli(), EndedUnixMs: ended,
+	})
+	require.NoError(f.t, err)
+	require.NoError(f.t, f.producer.ProduceSync(f.t.Context(), &kgo.Record{Topic: f.kafka.Topic(schemas.DeliveryRows), Value: value}).FirstErr())
+}
+
+// steady waits until a sink has stopped polling: it holds as much as it may, and, twenty looks long, no more.
+func (f *fixture) steady(s *running) {
+	f.t.Helper()
+	held, since := int64(0), 0
+	require.Eventually(f.t, func() bool {
+		now := s.buffered.Load()
+		if now != held || now < int64(s.cfg.MaxBuffered) {
+			held, since = now, 0
+			return false
+		}
+		since++
+		return since >= 20
+	}, 20*time.Second, 10*time.Millisecond, "polling stops")
 }
 
 func (f *fixture) query(sql string) (n uint64) {

@@ -7,7 +7,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
 )
@@ -19,8 +18,6 @@ const (
 	// fetchBytes and partitionBytes bound what the client fetches ahead, by broker and partition.
 	fetchBytes     = 8 << 20
 	partitionBytes = 1 << 20
-	// endsEvery is how often the ends of the partitions are asked for, for the lag.
-	endsEvery = 5 * time.Second
 )
 
 func (s *Sink) groupOptions() []kgo.Opt {
@@ -65,7 +62,7 @@ func (s *Sink) consume(ctx context.Context) error {
 			w := s.workers[p.Partition]
 			s.mu.Unlock()
 			if w != nil && len(p.Records) > 0 {
-				w.push(p.Records, p.HighWatermark)
+				w.push(p.Records, time.Now(), p.HighWatermark)
 			}
 		})
 		s.client.AllowRebalance()
@@ -185,48 +182,6 @@ func (s *Sink) join(workers []*worker) {
 	}
 	// The client would remember a pause when the partition comes back.
 	s.client.ResumeFetchPartitions(map[string][]int32{s.topic(): gone})
-}
-
-// watchEnds keeps the partitions' ends known while polling is held up.
-func (s *Sink) watchEnds(ctx context.Context) {
-	admin := kadm.NewClient(s.client)
-	for {
-		select {
-		case <-time.After(endsEvery):
-		case <-ctx.Done():
-			return
-		}
-		ends, err := admin.ListCommittedOffsets(ctx, s.topic())
-		if err != nil {
-			s.log.Debug("cannot tell the lag", "error", err)
-			continue
-		}
-		s.mu.Lock()
-		for p, w := range s.workers {
-			if end, ok := ends.Lookup(s.topic(), p); ok && end.Err == nil {
-				w.end.Store(end.Offset)
-			}
-		}
-		s.mu.Unlock()
-	}
-}
-
-// lag is how many offsets of the assigned partitions are not in the table yet.
-func (s *Sink) lag() float64 {
-	return s.sum(func(w *worker) float64 { return float64(max(0, w.end.Load()-max(0, w.next.Load()))) })
-}
-
-// age is for how long the oldest record held has waited, in seconds.
-func (s *Sink) age() float64 {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	var oldest float64
-	for _, w := range s.workers {
-		if since := w.since.Load(); since != 0 {
-			oldest = max(oldest, time.Since(time.Unix(0, since)).Seconds())
-		}
-	}
-	return oldest
 }
 
 func (s *Sink) stoppedPartitions() float64 {

@@ -40,8 +40,10 @@ func newMetrics(reg prometheus.Registerer, table string, lag, age, stopped func(
 		m.batches[result] = counter("webhooks_sink_batches_total", "Batches by what became of their INSERT.",
 			prometheus.Labels{"table": table, "result": result})
 	}
-	gauge("webhooks_sink_lag_records", "Offsets of the assigned partitions that are not in the table yet.", lag)
-	gauge("webhooks_sink_age_seconds", "For how long the oldest record held has waited for its insert.", age)
+	gauge("webhooks_sink_lag_records", "Offsets of all partitions that are not known to be in the table yet. "+
+		"Each instance exports the whole group's: take the maximum over instances, not the sum.", lag)
+	gauge("webhooks_sink_age_seconds", "For how long the oldest record held by this instance has waited since it was read; "+
+		"before the instance can read, for how long there has been something to read.", age)
 	gauge("webhooks_sink_stopped_partitions", "Partitions stopped because the table disagrees with the log; the log says what to do.", stopped)
 	return m
 }

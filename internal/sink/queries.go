@@ -78,15 +78,15 @@ func (s *Sink) count(ctx context.Context, partition int32, first, last int64) (r
 	return rows, now, err
 }
 
-// kill ends the query with that id, and returns nil when there is none any more.
-func (s *Sink) kill(ctx context.Context, queryID string) error {
+// kill ends the queries that cond, with its one argument, picks, and returns nil when there is none any more.
+func (s *Sink) kill(ctx context.Context, cond, arg string) error {
 	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
 	defer cancel()
-	if err := s.cfg.ClickHouse.Exec(ctx, "KILL QUERY WHERE query_id = ? SYNC", queryID); err != nil {
+	if err := s.cfg.ClickHouse.Exec(ctx, "KILL QUERY WHERE "+cond+" SYNC", arg); err != nil {
 		return err
 	}
 	var left uint64
-	row := s.cfg.ClickHouse.QueryRow(ctx, "SELECT count() FROM system.processes WHERE query_id = ?", queryID)
+	row := s.cfg.ClickHouse.QueryRow(ctx, "SELECT count() FROM system.processes WHERE "+cond, arg)
 	if err := row.Scan(&left); err != nil {
 		return err
 	}

@@ -14,6 +14,9 @@
 // The commit is refused by Kafka when the partition has a new owner (its generation fences it), and the INSERT is
 // refused by ClickHouse past its deadline; so an owner that was frozen and wakes can do neither.
 //
+// When Kafka has forgotten the group's offsets, a partition goes on after its last row in the table. Where the log has lost
+// records that have rows, it stops.
+//
 // A ReplacingMergeTree is simply inserted, then committed: rows that come twice replace each other.
 //
 // While ClickHouse is away, what is buffered stays within MaxBuffered, polling stops, and Kafka keeps the rest.
@@ -33,6 +36,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sync/semaphore"
 
 	"github.com/betterdata/webhooks/internal/kafka"
@@ -60,6 +64,8 @@ type Config struct {
 	Inserts int
 	// HandOver is how long a worker may finish its insert when its partition is taken away or the process stops; 5 s.
 	HandOver time.Duration
+	// LagInterval is how often the group's lag is asked for, in three small requests; 5 s.
+	LagInterval time.Duration
 }
 
 func (c Config) withDefaults() Config {
@@ -70,6 +76,7 @@ func (c Config) withDefaults() Config {
 	setDefault(&c.InsertTimeout, 10*time.Second)
 	setDefault(&c.Inserts, 4)
 	setDefault(&c.HandOver, 5*time.Second)
+	setDefault(&c.LagInterval, 5*time.Second)
 	return c
 }
 
@@ -105,6 +112,8 @@ type Sink struct {
 	// trouble is why the newest insert or count failed; nil after a success.
 	trouble atomic.Pointer[error]
 	ready   atomic.Bool
+	// began is when Run was called (Unix ns); behind the group's lag as last asked for.
+	began, behind atomic.Int64
 
 	mu      sync.Mutex
 	workers map[int32]*worker
@@ -128,6 +137,15 @@ func New(table Table, cfg Config, log *slog.Logger, reg prometheus.Registerer) (
 // Run copies until ctx ends, then inserts what it holds, commits and leaves the group. It returns nil on a clean stop;
 // trouble with ClickHouse is retried for ever, never returned.
 func (s *Sink) Run(ctx context.Context) error {
+	s.began.Store(time.Now().UnixNano())
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return s.watchLag(ctx) })
+	group.Go(func() error { return s.copy(ctx) })
+	return group.Wait()
+}
+
+// copy is Run without the watch over its lag.
+func (s *Sink) copy(ctx context.Context) error {
 	if err := s.prepare(ctx); err != nil || ctx.Err() != nil {
 		return err
 	}
@@ -144,7 +162,6 @@ func (s *Sink) Run(ctx context.Context) error {
 	var background sync.WaitGroup
 	working, stop := context.WithCancel(context.WithoutCancel(ctx))
 	background.Go(func() { s.commits.run(working) })
-	background.Go(func() { s.watchEnds(working) })
 	s.ready.Store(true)
 	err = s.consume(ctx)
 	s.ready.Store(false)

@@ -70,6 +70,9 @@ func (w *worker) settle() bool {
 	if w.sink.table.replacing {
 		return true
 	}
+	if w.committed < 0 {
+		return w.settleLost()
+	}
 	in, err := decodeIntent(w.committed, w.metadata)
 	if err != nil {
 		w.stopPartition("the metadata of the committed offset is not ours, so that nobody knows which rows after it were inserted. "+
@@ -249,7 +252,7 @@ func (w *worker) judge(in intent) verdict {
 			w.pause(min(time.Second, time.Duration(in.deadline-now+1)*time.Millisecond))
 		default:
 			// Nothing that arrives now is taken; what began before has to end before the count is final.
-			if err := w.sink.kill(w.ctx, w.token(in)); err != nil {
+			if err := w.sink.kill(w.ctx, "query_id = ?", w.token(in)); err != nil {
 				w.sink.log.Warn("cannot end an overdue insert: will try again", "partition", w.partition, "offset", in.first, "error", err)
 				w.pause(wait.NextBackOff())
 				continue

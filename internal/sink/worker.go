@@ -24,6 +24,9 @@ type worker struct {
 
 	mu    sync.Mutex
 	queue []*kgo.Record
+	// polls are those whose records are not all in the table, oldest first; end is that of the partition at the newest.
+	polls []poll
+	end   int64
 	// started says that run is on its way; ended is closed when it has returned.
 	started bool
 	ended   chan struct{}
@@ -32,9 +35,9 @@ type worker struct {
 	stopping chan struct{}
 	flush    bool
 
-	// next is the offset after what is in the table; end that of the partition; since when the oldest record held came
-	// (Unix ns), 0 = none is held. All for metrics, next also for the worker.
-	next, end, since atomic.Int64
+	// next is the offset after what is in the table; since when the oldest record held came (Unix ns), 0 = none is
+	// held, for metrics.
+	next, since atomic.Int64
 	// stuck says that the partition was stopped.
 	stuck atomic.Bool
 
@@ -50,6 +53,12 @@ type worker struct {
 	// epoch is the leader epoch of the record before next.
 	epoch int32
 	batch batch
+}
+
+// poll is when the records up to offset last came.
+type poll struct {
+	last int64
+	came time.Time
 }
 
 // batch is a run of records [first..last] and their rows.
@@ -72,9 +81,9 @@ func newWorker(s *Sink, partition int32, committed int64, metadata string) *work
 	return w
 }
 
-// push hands records over, in order. It never blocks; the caller keeps to MaxBuffered.
-func (w *worker) push(records []*kgo.Record, end int64) {
-	w.end.Store(end)
+// push hands over records that just came, in order, and the end of their partition. It never blocks; the caller keeps to
+// MaxBuffered.
+func (w *worker) push(records []*kgo.Record, came time.Time, end int64) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.stuck.Load() {
@@ -86,7 +95,9 @@ func (w *worker) push(records []*kgo.Record, end int64) {
 	}
 	w.sink.buffered.Add(int64(n))
 	w.queue = append(w.queue, records...)
-	w.since.CompareAndSwap(0, time.Now().UnixNano())
+	w.polls = append(w.polls, poll{last: records[len(records)-1].Offset, came: came})
+	w.end = end
+	w.since.CompareAndSwap(0, came.UnixNano())
 	if !w.started {
 		w.started = true
 		go w.run()
@@ -138,9 +149,13 @@ func (w *worker) run() {
 		return
 	}
 	for {
-		w.gather()
+		if !w.gather() {
+			return
+		}
 		if w.batch.empty() {
 			w.reset()
+			// What an earlier owner had inserted was passed over without a batch.
+			w.settlePolls()
 			if w.isStopping() {
 				break
 			}
@@ -167,8 +182,8 @@ func (w *worker) flushing() bool {
 func (b *batch) empty() bool { return b.last < b.first }
 
 // gather fills the batch until it is full, FlushInterval is over, the next record belongs to another table partition,
-// or the worker is to stop. It comes back with nothing when nothing came.
-func (w *worker) gather() {
+// or the worker is to stop. It comes back with nothing when nothing came; false when the worker has to end.
+func (w *worker) gather() bool {
 	w.batch.rows = w.sink.pool.Get().(rows)
 	interval := time.NewTimer(w.sink.cfg.FlushInterval)
 	defer interval.Stop()
@@ -177,17 +192,29 @@ func (w *worker) gather() {
 		switch {
 		case r == nil:
 			if w.isStopping() || !w.await(interval.C) {
-				return
+				return true
 			}
+		case w.backwards(r.Offset):
+			w.stopPartition("the log begins again before what was read: it has lost its newest records, and nobody knows which rows of "+
+				"the table are theirs. Delete the rows with this src_topic, src_part and an src_offset of the log's end or more from "+
+				"the table, commit the log's end without metadata, and restart", "offset", r.Offset, "committed", w.committed)
+			return false
 		case r.Offset <= w.skipTo:
 			w.pop()
 			w.sink.free(size(r))
 		case !w.take(r):
-			return
+			return true
 		default:
 			w.pop()
 		}
 	}
+	return true
+}
+
+// backwards reports that a plain table's offset comes again, because the client found the committed one to be outside
+// the log and began at its start: its record may have a row.
+func (w *worker) backwards(offset int64) bool {
+	return !w.sink.table.replacing && offset < max(w.committed, w.batch.last+1)
 }
 
 // await waits for more records; false when it is time to go on without.
@@ -264,13 +291,21 @@ func (w *worker) done() {
 	w.next.Store(w.batch.last + 1)
 	w.epoch = w.batch.epoch
 	w.reset()
+	w.settlePolls()
+}
+
+// settlePolls forgets the polls whose records are all in the table: the oldest record held came with the first of the rest.
+func (w *worker) settlePolls() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if len(w.queue) == 0 {
-		w.since.Store(0)
-	} else {
-		w.since.Store(time.Now().UnixNano())
+	for len(w.polls) > 0 && w.polls[0].last < w.next.Load() {
+		w.polls = w.polls[1:]
 	}
+	if len(w.polls) == 0 {
+		w.since.Store(0)
+		return
+	}
+	w.since.Store(w.polls[0].came.UnixNano())
 }
 
 // dropQueue gives back the room of what was not inserted; it is read again by the partition's next owner.
@@ -281,7 +316,7 @@ func (w *worker) dropQueue() {
 	for _, r := range w.queue {
 		w.sink.free(size(r))
 	}
-	w.queue = nil
+	w.queue, w.polls = nil, nil
 	w.since.Store(0)
 }
 
