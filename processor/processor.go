@@ -81,9 +81,6 @@ type Processor struct {
 	groups  []part
 	sinks   []part
 	handler fasthttp.RequestHandler
-
-	// stopWaiting ends the fan-out's wait for its copy of the endpoints.
-	stopWaiting context.CancelFunc
 }
 
 // part is a group or a sink.
@@ -97,15 +94,13 @@ type part struct {
 
 // New puts the parts together. It connects to nothing.
 func New(cfg Config, deps Deps) (p *Processor, err error) {
-	fanning, cancel := context.WithCancel(context.Background())
 	defer func() {
 		if err != nil {
-			cancel()
 			err = fmt.Errorf("processor: %w", err)
 		}
 	}()
-	p = &Processor{stopWaiting: cancel}
-	if p.groups, err = newGroups(fanning, cfg, deps); err != nil {
+	p = &Processor{}
+	if p.groups, err = newGroups(cfg, deps); err != nil {
 		return nil, err
 	}
 	if p.sinks, err = newSinks(cfg, deps); err != nil {
@@ -126,8 +121,8 @@ func New(cfg Config, deps Deps) (p *Processor, err error) {
 	return p, nil
 }
 
-func newGroups(fanning context.Context, cfg Config, deps Deps) (groups []part, err error) {
-	specs, err := newSpecs(fanning, cfg, deps)
+func newGroups(cfg Config, deps Deps) (groups []part, err error) {
+	specs, err := newSpecs(cfg, deps)
 	if err != nil {
 		return nil, err
 	}
@@ -156,7 +151,7 @@ func newSinks(cfg Config, deps Deps) (sinks []part, err error) {
 }
 
 // newSpecs makes the task groups, in the order that events flow.
-func newSpecs(fanning context.Context, cfg Config, deps Deps) ([]stream.Spec, error) {
+func newSpecs(cfg Config, deps Deps) ([]stream.Spec, error) {
 	router, err := routing.New(routing.Config{Handles: handles}, deps.Log, deps.Registerer)
 	if err != nil {
 		return nil, err
@@ -175,7 +170,7 @@ func newSpecs(fanning context.Context, cfg Config, deps Deps) ([]stream.Spec, er
 	if err != nil {
 		return nil, err
 	}
-	return []stream.Spec{router.Spec(), in.Spec(), out.Spec(fanning)}, nil
+	return []stream.Spec{router.Spec(), in.Spec(), out.Spec()}, nil
 }
 
 // handles reports whether a source's event type has an effect.
@@ -201,13 +196,9 @@ func checkAll(ctx context.Context, parts []part) error {
 	return errors.Join(errs...)
 }
 
-// tablePatience is how long a fan-out that is told to stop may still wait for its copy of the endpoints.
-const tablePatience = 5 * time.Second
-
 // Run works until ctx ends or a part fails, then stops the parts in the order of the flow: each is done before the one
 // it hands to is told to stop.
 func (p *Processor) Run(ctx context.Context) error {
-	defer p.stopWaiting()
 	parts := append(append([]part(nil), p.groups...), p.sinks...)
 	running := make([]*run, len(parts))
 	failed := make(chan struct{}, len(parts))
@@ -220,10 +211,7 @@ func (p *Processor) Run(ctx context.Context) error {
 	}
 	// Groups are links of a chain; the sinks at its end have nothing to say to each other.
 	var errs []error
-	for i, r := range running[:len(p.groups)] {
-		if i == len(p.groups)-1 {
-			time.AfterFunc(tablePatience, p.stopWaiting)
-		}
+	for _, r := range running[:len(p.groups)] {
 		errs = append(errs, r.stop())
 	}
 	for _, r := range running[len(p.groups):] {

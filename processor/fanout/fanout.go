@@ -6,13 +6,13 @@
 // enabled and matches, rows that say so; and a row of `events`. The body that merchants receive is built here, once.
 //
 // The endpoints come from the local copy of the table `endpoints`. An event made in its organization's own partition
-// says which version of the organization's endpoint set it was made under, and fan-out waits until its copy has that
-// one: an endpoint that was created before an event gets it. An organization's endpoints are decoded once and kept
-// until one changes; what an event costs does not depend on other organizations' endpoints.
+// says which version of the organization's endpoint set it was made under, and fan-out holds it until its copy has that
+// one: an endpoint that was created before an event gets it. Until then its partition takes no more events, so that none
+// overtakes it; other partitions go on. An organization's endpoints are decoded once and kept until one changes; what an
+// event costs does not depend on other organizations' endpoints.
 package fanout
 
 import (
-	"context"
 	"fmt"
 	"log/slog"
 
@@ -32,8 +32,6 @@ type Endpoints interface {
 	Scan(prefix []byte, fn func(key, value []byte) bool) error
 	// OnChange registers fn for every change, called after the change can be read.
 	OnChange(fn func(key, value []byte))
-	// Wait returns once cond does, asking it again after each change.
-	Wait(ctx context.Context, cond func() (bool, error)) error
 }
 
 // Fanout makes the group's tasks.
@@ -53,13 +51,17 @@ func New(endpoints Endpoints, log *slog.Logger, reg prometheus.Registerer) (*Fan
 	return &Fanout{matcher: newMatcher(endpoints, filters, log, m), log: log, metrics: m}, nil
 }
 
-// Spec is what the stream runtime runs. ctx is that of the process: waiting for the copy ends with it.
-func (f *Fanout) Spec(ctx context.Context) stream.Spec {
+// window bounds the events of a partition that may be open: what one transaction takes, and then those held.
+const window = 256
+
+// Spec is what the stream runtime runs.
+func (f *Fanout) Spec() stream.Spec {
 	return stream.Spec{
-		Group: Group,
-		Input: schemas.Events,
+		Group:  Group,
+		Input:  schemas.Events,
+		Window: window,
 		NewTask: func(p *stream.Partition) (stream.Task, error) {
-			return &task{Fanout: f, partition: p, ctx: ctx}, nil
+			return &task{Fanout: f, partition: p}, nil
 		},
 	}
 }

@@ -1,7 +1,6 @@
 package fanout_test
 
 import (
-	"context"
 	"encoding/json"
 	"fmt"
 	"log/slog"
@@ -29,11 +28,10 @@ type table struct {
 	mu       sync.Mutex
 	data     map[string][]byte
 	watchers []func(key, value []byte)
-	changed  chan struct{}
 	scans    int
 }
 
-func newTable() *table { return &table{data: map[string][]byte{}, changed: make(chan struct{})} }
+func newTable() *table { return &table{data: map[string][]byte{}} }
 
 func (c *table) Get(key []byte) ([]byte, bool, error) {
 	c.mu.Lock()
@@ -56,22 +54,6 @@ func (c *table) Scan(prefix []byte, fn func(key, value []byte) bool) error {
 
 func (c *table) OnChange(fn func(key, value []byte)) { c.watchers = append(c.watchers, fn) }
 
-func (c *table) Wait(ctx context.Context, cond func() (bool, error)) error {
-	for {
-		c.mu.Lock()
-		changed := c.changed
-		c.mu.Unlock()
-		if ok, err := cond(); err != nil || ok {
-			return err
-		}
-		select {
-		case <-changed:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
-}
-
 // put writes endpoints of an organization and, after them, the version of its set.
 func (c *table) put(org string, version uint64, endpoints ...*webhooksv1.Endpoint) {
 	for _, e := range endpoints {
@@ -93,10 +75,6 @@ func (c *table) write(key string, value []byte) {
 	for _, fn := range c.watchers {
 		fn([]byte(key), value)
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	close(c.changed)
-	c.changed = make(chan struct{})
 }
 
 type world struct {
@@ -109,7 +87,7 @@ func newWorld(t testing.TB) *world {
 	table := newTable()
 	f, err := fanout.New(table, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
 	require.NoError(t, err)
-	return &world{Harness: streamtest.New(t, f.Spec(t.Context())), t: t, table: table}
+	return &world{Harness: streamtest.New(t, f.Spec()), t: t, table: table}
 }
 
 func endpoint(name string, change func(*webhooksv1.Endpoint)) *webhooksv1.Endpoint {
@@ -294,17 +272,70 @@ func TestFanOutWaitsForTheEndpointsTheEventKnew(t *testing.T) {
 	w.table.put("org_1", 1, old)
 	require.Len(t, w.delivered(w.Process(event("org_1", "loop.started", `{}`, header(schemas.HeaderEndpointSet, "1")))), 1)
 
-	done := make(chan []string)
-	go func() {
-		done <- w.delivered(w.Process(event("org_1", "loop.completed", `{}`, header(schemas.HeaderEndpointSet, "2"))))
-	}()
-	select {
-	case <-done:
-		t.Fatal("fan-out did not wait")
-	default:
-	}
+	out := w.Process(event("org_1", "loop.completed", `{}`, header(schemas.HeaderEndpointSet, "2")))
+	require.Empty(t, out, "it is held")
+	require.True(t, w.Full(), "nothing may overtake it")
+	require.Equal(t, int64(1), w.Watermark())
+	require.Empty(t, w.Advance(w.Now))
+
+	w.table.put("org_2", 9)
+	require.False(t, w.Woken(), "another organization's change is nothing to it")
 	w.table.put("org_1", 2, fresh)
-	require.Len(t, <-done, 2)
+	w.WaitWoken()
+	require.Len(t, w.delivered(w.Advance(w.Now)), 2)
+	require.False(t, w.Full())
+	require.Equal(t, int64(2), w.Watermark())
+	w.table.put("org_1", 3)
+	require.False(t, w.Woken(), "it waits no more")
+}
+
+func TestWhatIsHeldIsFannedOutOnceAndInOrder(t *testing.T) {
+	held := func(w *world) {
+		w.table.put("org_1", 1, endpoint("a", nil))
+		require.Empty(t, w.Process(
+			event("org_1", "loop.started", `{}`, header(schemas.HeaderEndpointSet, "2")),
+			event("org_1", "loop.completed", `{}`),
+		))
+	}
+	types := func(out streamtest.Outputs) (list []string) {
+		for _, row := range decode[webhooksv1.EventRow](t, out, schemas.EventRows) {
+			list = append(list, row.Type)
+		}
+		return list
+	}
+	both := []string{"loop.started", "loop.completed"}
+	for name, happens := range map[string]func(w *world) streamtest.Outputs{
+		"nothing else": func(w *world) streamtest.Outputs { return w.Advance(w.Now) },
+		"the transaction that ends them aborts": func(w *world) streamtest.Outputs {
+			w.Abort()
+			require.True(t, w.Full())
+			return w.Advance(w.Now)
+		},
+		"the owner dies": func(w *world) streamtest.Outputs { w.Crash(); return w.Redeliver() },
+		"the owner stops before the change": func(w *world) streamtest.Outputs {
+			w.table.put("org_1", 1)
+			require.Empty(t, w.Stop())
+			w.table.put("org_1", 2)
+			return w.Redeliver()
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			held(w)
+			w.table.put("org_1", 2, endpoint("b", nil))
+			require.Equal(t, both, types(happens(w)))
+			require.Equal(t, int64(2), w.Watermark())
+			require.Empty(t, w.Advance(w.Now))
+		})
+	}
+	t.Run("the transaction that brought them aborts", func(t *testing.T) {
+		w := newWorld(t)
+		w.table.put("org_1", 1, endpoint("a", nil))
+		w.Abort(event("org_1", "loop.started", `{}`, header(schemas.HeaderEndpointSet, "2")))
+		require.False(t, w.Full())
+		w.table.put("org_1", 2)
+		require.Equal(t, both[:1], types(w.Redeliver()))
+	})
 }
 
 // TestNoEventMissesAnEndpointOfItsVersion lets the copy change while events are fanned out: version n of the set has n
@@ -319,19 +350,12 @@ func TestNoEventMissesAnEndpointOfItsVersion(t *testing.T) {
 	}()
 	for v := 1; v <= versions; v += 7 {
 		out := w.Process(event("org_1", "loop.started", `{}`, header(schemas.HeaderEndpointSet, fmt.Sprint(v))))
+		for len(out) == 0 {
+			w.WaitWoken()
+			out = w.Advance(w.Now)
+		}
 		require.GreaterOrEqual(t, len(w.delivered(out)), v)
 	}
-}
-
-func TestWaitingEndsWithTheProcess(t *testing.T) {
-	table := newTable()
-	f, err := fanout.New(table, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
-	require.NoError(t, err)
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	task, err := f.Spec(ctx).NewTask(nil)
-	require.NoError(t, err)
-	require.ErrorIs(t, task.Process(nil, event("org_1", "loop.started", `{}`, header(schemas.HeaderEndpointSet, "2"))), context.Canceled)
 }
 
 func TestChangesOfEndpointsTakeEffect(t *testing.T) {

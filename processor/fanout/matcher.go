@@ -1,14 +1,12 @@
 package fanout
 
 import (
-	"context"
 	"fmt"
 	"hash/maphash"
 	"log/slog"
 	"slices"
 	"strings"
 	"sync"
-	"time"
 
 	"google.golang.org/protobuf/proto"
 
@@ -20,8 +18,6 @@ const (
 	shards = 64
 	// maxCached bounds the endpoints whose decoded form a shard keeps, at about 300 bytes each; 20 MB in all.
 	maxCached = 1024
-	// stallNotice is how often a wait for the copy is reported.
-	stallNotice = 10 * time.Second
 )
 
 // target is what matching needs of an endpoint.
@@ -53,6 +49,10 @@ type matcher struct {
 	metrics   *metrics
 	seed      maphash.Seed
 	shards    [shards]shard
+
+	mu sync.Mutex
+	// waiting are the tasks that hold an event of an organization until its endpoints change.
+	waiting map[*task]string
 }
 
 type shard struct {
@@ -66,7 +66,7 @@ type shard struct {
 }
 
 func newMatcher(endpoints Endpoints, filters *eventfilter.Compiler, log *slog.Logger, m *metrics) *matcher {
-	c := &matcher{endpoints: endpoints, filters: filters, log: log, metrics: m, seed: maphash.MakeSeed()}
+	c := &matcher{endpoints: endpoints, filters: filters, log: log, metrics: m, seed: maphash.MakeSeed(), waiting: map[*task]string{}}
 	for i := range c.shards {
 		c.shards[i].sets = map[string]*endpointSet{}
 	}
@@ -81,15 +81,31 @@ func (m *matcher) shard(org string) *shard {
 // changed forgets the organization whose endpoint, or set, has changed.
 func (m *matcher) changed(key, _ []byte) {
 	org, _, _ := strings.Cut(string(key), "/")
-	m.forget(org)
-}
-
-func (m *matcher) forget(org string) {
 	s := m.shard(org)
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	s.changes++
 	s.forget(org)
+	s.mu.Unlock()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for t, waited := range m.waiting {
+		if waited == org {
+			t.partition.Wake()
+		}
+	}
+}
+
+// waits has the task woken at each change of the organization's endpoints, and of no other's.
+func (m *matcher) waits(t *task, org string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.waiting[t] = org
+}
+
+func (m *matcher) waitsNoMore(t *task) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.waiting, t)
 }
 
 // forget is called with the lock held.
@@ -97,33 +113,6 @@ func (s *shard) forget(org string) {
 	if set, ok := s.sets[org]; ok {
 		s.cached -= len(set.targets)
 		delete(s.sets, org)
-	}
-}
-
-// set returns the organization's endpoints at the wanted version or a later one, and waits for it until ctx ends.
-func (m *matcher) set(ctx context.Context, org string, wanted uint64) (*endpointSet, error) {
-	set, err := m.current(org)
-	if err != nil || set.version >= wanted {
-		return set, err
-	}
-	m.metrics.waits.Inc()
-	for began := time.Now(); ; {
-		notice, cancel := context.WithTimeout(ctx, stallNotice)
-		err := m.endpoints.Wait(notice, func() (bool, error) {
-			version, err := m.version(org)
-			return version >= wanted, err
-		})
-		expired := notice.Err() != nil
-		cancel()
-		switch {
-		case err == nil:
-			// The copy may have the change and not have told of it yet.
-			m.forget(org)
-			return m.current(org)
-		case ctx.Err() != nil || !expired:
-			return nil, fmt.Errorf("wait for endpoints of %s: %w", org, err)
-		}
-		m.log.Warn("fan-out waits for its copy of the endpoints", "org", org, "version", wanted, "for", time.Since(began))
 	}
 }
 

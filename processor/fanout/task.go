@@ -3,6 +3,7 @@ package fanout
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -32,8 +33,10 @@ const (
 type task struct {
 	*Fanout
 	partition *stream.Partition
-	ctx       context.Context
-	tally     tally
+	// held are events that wait for the copy of the endpoints, and those behind them, in order. seq numbers transactions.
+	held  []*heldEvent
+	seq   uint64
+	tally tally
 }
 
 // tally counts a transaction's work until it is known to be committed.
@@ -47,12 +50,34 @@ func (t *task) Process(tx *stream.Tx, in *kgo.Record) error {
 	if reason != "" {
 		return t.bury(tx, e, reason)
 	}
-	set, err := t.matcher.set(t.ctx, e.organization, e.endpointSet)
-	if err != nil {
-		return err
+	h := &heldEvent{event: e, pending: tx.Track(1), seq: t.seq, since: tx.Now()}
+	if h.pending.Done(0) {
+		return nil
 	}
-	f := fanning{task: t, tx: tx, event: e, set: set, nowMS: tx.Now().UnixMilli()}
-	return f.run()
+	if len(t.held) == 0 {
+		if done, err := t.fanOut(tx, h); done || err != nil {
+			return err
+		}
+		t.metrics.waits.Inc()
+	}
+	t.held = append(t.held, h)
+	// Before the endpoints are looked at again: a change in between is not missed.
+	t.matcher.waits(t, t.held[0].event.organization)
+	return nil
+}
+
+// fanOut does an event's work, unless the copy of the endpoints is older than the event.
+func (t *task) fanOut(tx *stream.Tx, h *heldEvent) (done bool, err error) {
+	set, err := t.matcher.current(h.event.organization)
+	if err != nil || set.version < h.event.endpointSet {
+		return false, err
+	}
+	f := fanning{task: t, tx: tx, event: h.event, set: set, nowMS: tx.Now().UnixMilli()}
+	if err := f.run(); err != nil {
+		return false, err
+	}
+	tx.Finish(h.pending, 0)
+	return true, nil
 }
 
 // bury puts an event that cannot be fanned out where it can be looked at. Events are made by us: it is a mistake of
@@ -78,8 +103,39 @@ func (t *task) bury(tx *stream.Tx, e *event, reason string) error {
 	return nil
 }
 
-// Advance implements stream.Task: nothing happens between events.
-func (t *task) Advance(*stream.Tx, time.Time) error { return nil }
+// Advance implements stream.Task: it goes on with what is held.
+func (t *task) Advance(tx *stream.Tx, now time.Time) error {
+	for _, h := range t.held {
+		if h.pending.Done(0) {
+			continue
+		}
+		done, err := t.fanOut(tx, h)
+		if err != nil {
+			return err
+		}
+		if !done {
+			t.matcher.waits(t, h.event.organization)
+			t.noticeStall(h, now)
+			return nil
+		}
+	}
+	return nil
+}
+
+// stallNotice is how often a wait for the copy is reported.
+const stallNotice = 10 * time.Second
+
+func (t *task) noticeStall(h *heldEvent, now time.Time) {
+	if h.noticed.IsZero() {
+		h.noticed = h.since
+	}
+	if now.Sub(h.noticed) >= stallNotice {
+		h.noticed = now
+		t.log.Warn("fan-out waits for its copy of the endpoints", "org", h.event.organization, "event_id", h.event.id,
+			"version", h.event.endpointSet, "partition", t.partition.ID(), "for", now.Sub(h.since))
+	}
+	t.partition.WakeAt(h.noticed.Add(stallNotice))
+}
 
 // Settled implements stream.Task.
 func (t *task) Settled(committed bool) {
@@ -89,18 +145,36 @@ func (t *task) Settled(committed bool) {
 		t.metrics.dead.Add(float64(t.tally.dead))
 		t.metrics.deliveries.Add(float64(t.tally.deliveries))
 		t.metrics.filterErrors.Add(float64(t.tally.filterErrors))
+		t.held = slices.DeleteFunc(t.held, func(h *heldEvent) bool { return h.pending.Ended() })
+	} else {
+		// What came with the transaction is given again. What was held before is not, and is open again.
+		t.held = slices.DeleteFunc(t.held, func(h *heldEvent) bool { return h.seq == t.seq })
+	}
+	if len(t.held) == 0 {
+		t.matcher.waitsNoMore(t)
 	}
 	t.tally = tally{}
+	t.seq++
 }
 
 // Full implements stream.Task.
-func (t *task) Full() bool { return false }
+func (t *task) Full() bool { return len(t.held) > 0 }
 
 // Close implements stream.Task.
-func (t *task) Close() {}
+func (t *task) Close() { t.matcher.waitsNoMore(t) }
 
-// Drain implements stream.Task.
+// Drain implements stream.Task: what is held is left to the next owner.
 func (t *task) Drain(context.Context) {}
+
+// heldEvent is an event that is not done when Process returns.
+type heldEvent struct {
+	event   *event
+	pending *stream.Pending
+	// seq is the transaction that brought it.
+	seq uint64
+	// since is when that was, noticed when it was last reported.
+	since, noticed time.Time
+}
 
 // fanning is one event on its way to its endpoints.
 type fanning struct {
