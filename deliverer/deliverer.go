@@ -21,7 +21,7 @@ import (
 
 	"github.com/betterdata/webhooks/deliverer/api"
 	"github.com/betterdata/webhooks/deliverer/dispatch"
-	"github.com/betterdata/webhooks/deliverer/record"
+	"github.com/betterdata/webhooks/deliverer/rows"
 	"github.com/betterdata/webhooks/deliverer/sender"
 	"github.com/betterdata/webhooks/internal/httpapi"
 	"github.com/betterdata/webhooks/internal/kafka"
@@ -75,7 +75,7 @@ func New(cfg Config, deps Deps) (*Deliverer, error) {
 	if err := d.newGroup(cfg, deps); err != nil {
 		return nil, fmt.Errorf("deliverer: %w", err)
 	}
-	for _, t := range record.Tables() {
+	for _, t := range rows.Tables() {
 		s, err := sink.New(t, sink.Config{
 			Kafka: cfg.Kafka, ClickHouse: deps.ClickHouse, Prepare: deps.Migrate, FlushInterval: cfg.FlushInterval,
 		}, deps.Log, deps.Registerer)

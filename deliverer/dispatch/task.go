@@ -71,7 +71,11 @@ func (t *task) Process(tx *stream.Tx, in *kgo.Record) error {
 	defer t.mu.Unlock()
 	deliveries := new(webhooksv1.Deliveries)
 	if err := proto.Unmarshal(in.Value, deliveries); err != nil {
-		t.emitUnreadable(tx, in, err)
+		// Tracked, so that a new owner who is given it again keeps no second dead letter.
+		if p := tx.Track(1); !p.Done(0) {
+			t.emitUnreadable(tx, in, err)
+			tx.Finish(p, 0)
+		}
 		return nil
 	}
 	if len(deliveries.GetTargets()) == 0 {

@@ -197,11 +197,15 @@ func TestWaitsForTheCopyOfEndpoints(t *testing.T) {
 	require.EqualValues(t, 1, w.Watermark())
 }
 
-func TestUnreadableRecordIsKept(t *testing.T) {
+func TestUnreadableRecordIsKeptOnce(t *testing.T) {
 	w := newWorld(t, nil)
-	out := w.settle(w.Process(&kgo.Record{Value: []byte("\xff\xff nonsense")}))
+	w.receiver.holdBack("e1")
+	out := w.settle(w.Process(w.event("e1", w.endpoint("a", nil)), &kgo.Record{Value: []byte("\xff\xff nonsense")}))
 	require.Len(t, out.Topic(schemas.DeliveriesDead), 1)
-	require.EqualValues(t, 1, w.Watermark())
+	w.Crash()
+	w.receiver.releaseAll()
+	require.Empty(t, w.settle(w.Redeliver()).Topic(schemas.DeliveriesDead))
+	require.EqualValues(t, 2, w.Watermark())
 }
 
 func TestMetrics(t *testing.T) {

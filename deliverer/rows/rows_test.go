@@ -1,9 +1,9 @@
-package record_test
+package rows_test
 
 import (
 	"testing"
 
-	"github.com/betterdata/webhooks/deliverer/record"
+	"github.com/betterdata/webhooks/deliverer/rows"
 	"github.com/betterdata/webhooks/internal/sink/sinktest"
 	webhooksv1 "github.com/betterdata/webhooks/schemas/webhooks/v1"
 )
@@ -11,7 +11,7 @@ import (
 func TestEveryColumnIsFilledFromItsField(t *testing.T) {
 	now := sinktest.Now()
 	cases := map[string]sinktest.Case{
-		"delivery_attempts": {Table: record.Attempts(),
+		"delivery_attempts": {Table: rows.Attempts(),
 			Record: &webhooksv1.AttemptRow{
 				AttemptId: "att_1", DeliveryId: "dlv_1", EventId: "evt_1", EndpointId: "ep_1", OrganizationId: "org_1",
 				EventType: "loop.completed", Number: 70_000, Trigger: "schedule", StartedUnixMs: now, DurationMs: 1, QueueMs: 2,
@@ -27,7 +27,7 @@ func TestEveryColumnIsFilledFromItsField(t *testing.T) {
 				"request_bytes": 9, "next_attempt_at": sinktest.Time(now + 5), "delivery_status": "waiting", "replay_id": "rpl_1",
 				"test": 1, "maybe_repeated": 1, "worker": "w1", "src_part": sinktest.Partition, "src_offset": 0,
 			}},
-		"deliveries": {Table: record.Deliveries(),
+		"deliveries": {Table: rows.Deliveries(),
 			Record: &webhooksv1.DeliveryRow{
 				DeliveryId: "dlv_1", OrganizationId: "org_1", EndpointId: "ep_1", EventId: "evt_1", EventType: "loop.completed",
 				Status: "dead", Reason: "exhausted", AcceptedUnixMs: now, NextAttemptUnixMs: 0, EndedUnixMs: now + 7,
@@ -39,7 +39,7 @@ func TestEveryColumnIsFilledFromItsField(t *testing.T) {
 				"next_attempt_at": nil, "ended_at": sinktest.Time(now + 7), "attempt_count": 10, "replay_id": "rpl_1", "test": 1,
 				"version": 1 << 40, "created_at": sinktest.Time(now + 1),
 			}},
-		"events": {Table: record.Events(),
+		"events": {Table: rows.Events(),
 			Record: &webhooksv1.EventRow{
 				EventId: "evt_1", OrganizationId: "org_1", Type: "loop.completed", Source: "stripe", Subject: "sub_1",
 				OccurredUnixMs: now - 5, AcceptedUnixMs: now, CauseSource: "shopify", CauseEventId: "w-1", CorrelationId: "c",
@@ -52,5 +52,5 @@ func TestEveryColumnIsFilledFromItsField(t *testing.T) {
 				"data": `{"a":"ü"}`, "src_part": sinktest.Partition, "src_offset": 0,
 			}},
 	}
-	sinktest.RowsOf(t, record.Tables(), cases)
+	sinktest.RowsOf(t, rows.Tables(), cases)
 }

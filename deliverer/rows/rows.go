@@ -1,6 +1,6 @@
-// Package record says how the deliverer's row topics become ClickHouse tables: attempts, deliveries, events. The
+// Package rows says how the deliverer's row topics become ClickHouse tables: attempts, deliveries, events. The
 // tables are schemas/clickhouse; internal/sink fills them.
-package record
+package rows
 
 import (
 	"github.com/betterdata/webhooks/internal/sink"
