@@ -15,6 +15,9 @@ import (
 	"github.com/betterdata/webhooks/internal/kafka"
 )
 
+// sayEvery is how often the log says that the topic is still not found.
+const sayEvery = 30 * time.Second
+
 // freshenEvery is how often an idle copy proves to itself that it is current; it bounds how coarse Age is.
 const freshenEvery = time.Second
 
@@ -37,17 +40,19 @@ type place struct {
 	ends []int64
 }
 
-// locate finds the topic, trying until ctx ends while the cluster cannot be reached.
+// locate finds the topic, trying until ctx ends: reads go on answering from what an earlier process left.
 func (c *Copy) locate(ctx context.Context) (*place, error) {
 	wait := backoff.NewExponentialBackOff()
 	wait.InitialInterval, wait.MaxInterval = 100*time.Millisecond, 2*time.Second
-	return backoff.Retry(ctx, func() (*place, error) {
-		at, err := c.look(ctx)
-		if err != nil {
-			c.log.Debug("table not found yet", "error", err)
-		}
-		return at, err
-	}, backoff.WithBackOff(wait), backoff.WithMaxElapsedTime(time.Minute))
+	var said time.Time
+	return backoff.Retry(ctx, func() (*place, error) { return c.look(ctx) },
+		backoff.WithBackOff(wait), backoff.WithMaxElapsedTime(0),
+		backoff.WithNotify(func(err error, _ time.Duration) {
+			if time.Since(said) >= sayEvery {
+				said = time.Now()
+				c.log.Warn("the table's topic is not found yet; will go on trying", "error", err)
+			}
+		}))
 }
 
 func (c *Copy) look(ctx context.Context) (*place, error) {

@@ -1,10 +1,12 @@
 package table
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -256,6 +258,25 @@ func TestOnRealKafka(t *testing.T) {
 	require.Equal(t, "after", f.get(c, "a"))
 }
 
+func TestTopicMayComeAfterTheCopy(t *testing.T) {
+	f := newCluster(t)
+	var said bytes.Buffer
+	c := f.openLogged(f.dir(), slog.New(slog.NewTextHandler(&said, nil)))
+	f.run(c)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	require.ErrorIs(t, c.WaitCurrent(ctx, "a"), context.DeadlineExceeded)
+	require.ErrorContains(t, c.Check(t.Context()), "still being read")
+
+	f.createTopic()
+	f.put("a", "1")
+	f.current(c, "a")
+	require.Equal(t, "1", f.get(c, "a"))
+	f.stop(c)
+	// Said once, though asked for many times.
+	require.Equal(t, 1, strings.Count(said.String(), "not found yet"))
+}
+
 func TestWaitAsksAgainAfterEachBatch(t *testing.T) {
 	f := newFixture(t)
 	c := f.start(f.dir())
@@ -303,6 +324,14 @@ type fixture struct {
 
 func newFixture(t *testing.T) *fixture {
 	t.Helper()
+	f := newCluster(t)
+	f.createTopic()
+	return f
+}
+
+// newCluster is a fixture without the topic.
+func newCluster(t *testing.T) *fixture {
+	t.Helper()
 	cluster, err := kfake.NewCluster(kfake.NumBrokers(1))
 	require.NoError(t, err)
 	t.Cleanup(cluster.Close)
@@ -310,7 +339,6 @@ func newFixture(t *testing.T) *fixture {
 		Brokers: cluster.ListenAddrs(), TopicPrefix: "t.", Partitions: partitions, ReplicationFactor: 1,
 	}}
 	f.client = f.newClient()
-	f.createTopic()
 	return f
 }
 
@@ -347,7 +375,12 @@ func (f *fixture) produce(client *kgo.Client, key string, value []byte) {
 
 func (f *fixture) open(dir string) *Copy {
 	f.t.Helper()
-	c, err := New(Config{Kafka: f.cfg, StateDir: dir, Topic: topic}, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+	return f.openLogged(dir, slog.New(slog.DiscardHandler))
+}
+
+func (f *fixture) openLogged(dir string, log *slog.Logger) *Copy {
+	f.t.Helper()
+	c, err := New(Config{Kafka: f.cfg, StateDir: dir, Topic: topic}, log, prometheus.NewRegistry())
 	require.NoError(f.t, err)
 	f.t.Cleanup(func() { require.NoError(f.t, c.Close()) })
 	return c
