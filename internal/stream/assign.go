@@ -121,7 +121,7 @@ func (s *session) started(o *owned, start int64) error {
 	}
 	s.g.metrics.restoring.Dec()
 	s.g.metrics.partitions.Inc()
-	s.log.Info("partition taken", "topic", s.input, "partition", o.id, "offset", o.track.next.offset)
+	s.log.Debug("partition taken", "topic", s.input, "partition", o.id, "offset", o.track.next.offset)
 	s.setPaused(o)
 	return nil
 }
@@ -175,7 +175,7 @@ func (s *session) handOver(parts []*owned) error {
 	err := s.commitDrained(running)
 	for _, o := range parts {
 		if s.owned[o.id] == o {
-			s.log.Info("partition handed over", "topic", s.input, "partition", o.id,
+			s.log.Debug("partition handed over", "topic", s.input, "partition", o.id,
 				"offset", o.track.watermark().offset, "clean", o.clean && err == nil)
 			s.give(o)
 		}

@@ -148,6 +148,7 @@ func (c *client) load(topic string, records []*kgo.Record, chunk int) (done chan
 }
 
 func TestKilledWhileCounting(t *testing.T) {
+	t.Parallel()
 	cfg := testenv.Kafka(t)
 	c := newClient(t, cfg)
 	in := numbers(20_000, 100)
@@ -162,6 +163,7 @@ func TestKilledWhileCounting(t *testing.T) {
 }
 
 func TestKilledWhileSending(t *testing.T) {
+	t.Parallel()
 	cfg := testenv.Kafka(t)
 	c, starts := newClient(t, cfg), startsFile(t)
 	records, units := parcels(0, 5000)
@@ -176,6 +178,7 @@ func TestKilledWhileSending(t *testing.T) {
 }
 
 func TestAZombieWritesNothing(t *testing.T) {
+	t.Parallel()
 	cfg := testenv.Kafka(t)
 	c, starts := newClient(t, cfg), startsFile(t)
 	in := numbers(30_000, 100)
@@ -209,6 +212,7 @@ func (s *stuck) Process(tx *Tx, in *kgo.Record) error {
 }
 
 func TestALoopThatMissedARebalanceCommitsNothing(t *testing.T) {
+	t.Parallel()
 	onBoth(t, func(t *testing.T, cfg kafka.Config) {
 		c := newClient(t, cfg)
 		in := numbers(2000, 40)
@@ -231,6 +235,7 @@ func TestALoopThatMissedARebalanceCommitsNothing(t *testing.T) {
 }
 
 func TestMembersComeAndGo(t *testing.T) {
+	t.Parallel()
 	onBoth(t, func(t *testing.T, cfg kafka.Config) {
 		c, starts := newClient(t, cfg), startsFile(t)
 		in := numbers(6000, 100)
@@ -264,6 +269,7 @@ func TestMembersComeAndGo(t *testing.T) {
 }
 
 func TestTheBrokerIsKilled(t *testing.T) {
+	t.Parallel()
 	broker := testenv.NewKafka(t)
 	cfg := broker.Topics(t, 4)
 	c, starts := newClient(t, cfg), startsFile(t)

@@ -110,7 +110,11 @@ func (s *session) pollError(p kgo.FetchTopicPartition) error {
 		s.log.Error("the cluster lost input records", "topic", p.Topic, "partition", p.Partition, "error", p.Err)
 		return nil
 	}
-	s.log.Warn("polling fails", "topic", p.Topic, "partition", p.Partition, "error", p.Err)
+	// The client tries again, and reports each try: once in a while is enough, and what is new.
+	if text := p.Err.Error(); text != s.complaint.text || time.Since(s.complaint.at) > 10*time.Second {
+		s.complaint.text, s.complaint.at = text, time.Now()
+		s.log.Warn("polling fails", "topic", p.Topic, "partition", p.Partition, "error", p.Err)
+	}
 	return nil
 }
 

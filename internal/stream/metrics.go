@@ -27,6 +27,7 @@ type metrics struct {
 	partitions   prometheus.Gauge
 	restoring    prometheus.Gauge
 	restored     prometheus.Counter
+	left         prometheus.Gauge
 	restoreTime  prometheus.Counter
 	wiped        prometheus.Counter
 }
@@ -51,6 +52,7 @@ func newMetrics(reg prometheus.Registerer, group string, lag func() int64) *metr
 		partitions:   gauge("partitions", "Partitions whose tasks run here."),
 		restoring:    gauge("partitions_restoring", "Partitions whose state is being restored."),
 		restored:     counter("restore_records_total", "Changelog records read to restore state."),
+		left:         gauge("restore_left_records", "Changelog offsets that restores under way have still to read."),
 		restoreTime:  counter("restore_seconds_total", "Time partitions waited for their state."),
 		wiped:        counter("stores_wiped_total", "Local stores found stale or foreign and rebuilt."),
 	}

@@ -24,6 +24,7 @@ type restore struct {
 	tails map[tailKey]*tail
 	lost  map[*owned]bool // to another session of this process
 	count int64
+	left  int64 // as last exported
 }
 
 type tailKey struct {
@@ -108,7 +109,6 @@ func (g *Group) restoreTails(ctx context.Context, log *slog.Logger, parts []*own
 			ready(o)
 		}
 	})
-	g.metrics.restored.Add(float64(r.count))
 	if took := time.Since(began); took > 2*time.Second {
 		log.Info("state restored", "records", r.count, "seconds", took.Seconds())
 	}
@@ -266,18 +266,15 @@ func (r *restore) read(ctx context.Context, done func(*owned)) error {
 		kgo.KeepControlRecords(),
 		kgo.ConsumeResetOffset(kgo.NoResetOffset()),
 		kgo.FetchMaxWait(100*time.Millisecond),
+		kgo.FetchMaxBytes(64<<20),
+		kgo.FetchMaxPartitionBytes(4<<20),
 	)...)
 	if err != nil {
 		return fmt.Errorf("read changelogs: %w", err)
 	}
 	defer client.Close()
-	defer func() {
-		for _, t := range r.tails {
-			if t.batch != nil {
-				_ = t.batch.Close() // never committed
-			}
-		}
-	}()
+	defer r.abandon()
+	r.export()
 	told := time.Now()
 	for len(r.tails) > 0 {
 		pctx, cancel := context.WithTimeout(ctx, 500*time.Millisecond)
@@ -286,9 +283,12 @@ func (r *restore) read(ctx context.Context, done func(*owned)) error {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
+		before := r.count
 		if err := r.take(fetches); err != nil {
 			return err
 		}
+		r.g.metrics.restored.Add(float64(r.count - before))
+		r.export()
 		if err := r.finish(ctx, client, done); err != nil {
 			return err
 		}
@@ -298,6 +298,17 @@ func (r *restore) read(ctx context.Context, done func(*owned)) error {
 		}
 	}
 	return nil
+}
+
+// abandon drops what is not finished.
+func (r *restore) abandon() {
+	for k, t := range r.tails {
+		if t.batch != nil {
+			_ = t.batch.Close() // never committed
+		}
+		delete(r.tails, k)
+	}
+	r.export()
 }
 
 func (r *restore) take(fetches kgo.Fetches) error {
@@ -383,9 +394,15 @@ func (r *restore) drop(client *kgo.Client, k tailKey, t *tail) {
 
 // tell logs how far a long restore is.
 func (r *restore) tell() {
+	r.log.Info("restoring state", "stores", len(r.tails), "records", r.count, "offsets_left", r.left)
+}
+
+// export adds this restore's share to the gauge of what is left.
+func (r *restore) export() {
 	var left int64
 	for _, t := range r.tails {
-		left += t.target - t.from.offset
+		left += max(0, t.target-t.from.offset)
 	}
-	r.log.Info("restoring state", "stores", len(r.tails), "records", r.count, "offsets_left", left)
+	r.g.metrics.left.Add(float64(left - r.left))
+	r.left = left
 }

@@ -153,7 +153,7 @@ func parcels(from, n int) (records []*kgo.Record, units int) {
 func (c *client) requireRows(units int, starts string) (maybe int) {
 	c.t.Helper()
 	var rows map[string][]string
-	testenv.Eventually(c.t, rowsWithin, func() bool {
+	testenv.Eventually(c.t, effectsWithin, func() bool {
 		rows = c.committed(senderOut)
 		return len(rows) >= units
 	}, "all rows")
@@ -182,6 +182,3 @@ func shortTimeouts(c Config) Config {
 }
 
 func startsFile(t *testing.T) string { return t.TempDir() + "/starts" }
-
-// rowsWithin bounds the wait for rows.
-const rowsWithin = 60 * time.Second

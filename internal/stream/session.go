@@ -31,11 +31,18 @@ type session struct {
 	restoring context.Context // ends with the client
 	restores  sync.WaitGroup
 
+	told       int       // partitions, as last logged
+	complaint  complaint // of polls, as last logged
 	lastBatch  int       // inputs of the last transaction
 	lastCommit time.Time // when it ended
 	progress   bool      // this client has committed something
 
 	mail mailbox
+}
+
+type complaint struct {
+	text string
+	at   time.Time
 }
 
 var (
@@ -89,7 +96,7 @@ func (s *session) run(ctx, hard context.Context, txnID string) error {
 
 // life is that of one client.
 func (s *session) life(ctx context.Context, txnID string) (err error) {
-	s.owned, s.progress = map[int32]*owned{}, false
+	s.owned, s.progress, s.told = map[int32]*owned{}, false, 0
 	s.mail.reset()
 	if s.gts, err = kgo.NewGroupTransactSession(s.options(txnID)...); err != nil {
 		return fmt.Errorf("make client: %w", err)
@@ -148,6 +155,10 @@ func (s *session) options(txnID string) []kgo.Opt {
 		kgo.OnPartitionsRevoked(func(_ context.Context, _ *kgo.Client, gone map[string][]int32) { s.mail.gone(gone[s.input]) }),
 		kgo.OnPartitionsLost(func(_ context.Context, _ *kgo.Client, gone map[string][]int32) { s.mail.lost(gone[s.input]) }),
 		kgo.OnOffsetsFetched(s.fetched),
+		// A transaction that follows another at once is told CONCURRENT_TRANSACTIONS until the markers are written, some
+		// milliseconds: waiting the usual 50 for it would be most of the latency.
+		kgo.RetryBackoffFn(retryBackoff),
+		kgo.ConcurrentTransactionsBackoff(retryBackoff(1)),
 		kgo.TransactionalID(txnID),
 		kgo.TransactionTimeout(cfg.TransactionTimeout),
 		kgo.RequiredAcks(kgo.AllISRAcks()),
@@ -157,6 +168,9 @@ func (s *session) options(txnID string) []kgo.Opt {
 		kgo.ProducerLinger(10*time.Millisecond), // the flush at the end cuts it short
 	)
 }
+
+// retryBackoff doubles from 5 ms to 1.28 s.
+func retryBackoff(fails int) time.Duration { return 5 * time.Millisecond << min(max(fails-1, 0), 8) }
 
 // gate holds rebalances back from now on: a poll with a context that has ended returns nothing and counts as a poll.
 // The gate is open only in yield. So nothing is revoked behind the loop's back, and when something is to be, the
@@ -244,6 +258,10 @@ func (s *session) report() {
 		s.state = errJoining
 	default:
 		s.state = nil
+		if s.told != len(s.owned) {
+			s.told = len(s.owned)
+			s.log.Info("at work", "topic", s.input, "partitions", s.told)
+		}
 	}
 }
 
