@@ -32,9 +32,6 @@ import (
 	"github.com/betterdata/webhooks/schemas"
 )
 
-// Group is the consumer group of the deliverer, and the worker of its rows when none is named.
-const Group = "deliverer"
-
 // window bounds the deliveries of a partition that may be unfinished beyond its watermark.
 const window = 8192
 
@@ -80,7 +77,7 @@ func (c Config) withDefaults() Config {
 		c.Concurrency = 16
 	}
 	if c.Worker == "" {
-		c.Worker = Group
+		c.Worker = schemas.GroupDeliverer
 	}
 	return c
 }
@@ -125,7 +122,7 @@ func New(cfg Config, deps Deps) (*Dispatcher, error) {
 // Spec is the task group to run.
 func (d *Dispatcher) Spec() stream.Spec {
 	return stream.Spec{
-		Group:   Group,
+		Group:   schemas.GroupDeliverer,
 		Input:   schemas.Deliveries,
 		Stores:  []stream.StoreSpec{schedule.Store()},
 		NewTask: d.newTask,

@@ -17,7 +17,9 @@ import (
 
 // history is what a world has made durable.
 type history struct {
-	w *world
+	w         *world
+	endpoints []string
+	batches   int
 	// attempts and rows by delivery, in the order they were written.
 	attempts map[string][]*webhooksv1.AttemptRow
 	rows     map[string][]*webhooksv1.DeliveryRow
@@ -64,45 +66,51 @@ func (h *history) check(t streamtest.TB) {
 	require.Len(t, seen, total, "an attempt without a row")
 }
 
+func newHistory(rt *rapid.T) *history {
+	w := newWorld(rt, func(c *dispatch.Config) {
+		c.Retries = schedule.Policy{Delays: []time.Duration{2 * time.Second, 10 * time.Second}, Jitter: 0.2}
+		c.InFlight = rapid.IntRange(1, 8).Draw(rt, "in flight")
+	})
+	h := &history{
+		w: w, expected: map[string]bool{},
+		attempts: map[string][]*webhooksv1.AttemptRow{}, rows: map[string][]*webhooksv1.DeliveryRow{},
+	}
+	for i := range 3 {
+		h.endpoints = append(h.endpoints, w.endpoint(fmt.Sprint("ep", i), func(ep *webhooksv1.Endpoint) { ep.Concurrency = uint32(i + 1) }))
+	}
+	return h
+}
+
+// send draws events for all endpoints, some of which are not answered before their release, and hands them to with.
+func (h *history) send(rt *rapid.T, with func(names []string)) {
+	names := names(fmt.Sprintf("e%d-", h.batches), rapid.IntRange(1, 4).Draw(rt, "events"))
+	h.batches++
+	for _, name := range names {
+		if rapid.IntRange(0, 3).Draw(rt, "held") == 0 {
+			h.w.receiver.holdBack(name)
+		}
+		for _, ep := range h.endpoints {
+			h.expected[dlv(name, ep)] = true
+		}
+	}
+	with(names)
+}
+
 func TestEveryHistoryKeepsThePromises(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
-		w := newWorld(rt, func(c *dispatch.Config) {
-			c.Retries = schedule.Policy{Delays: []time.Duration{2 * time.Second, 10 * time.Second}, Jitter: 0.2}
-			c.InFlight = rapid.IntRange(1, 8).Draw(rt, "in flight")
-		})
-		h := &history{
-			w: w, expected: map[string]bool{},
-			attempts: map[string][]*webhooksv1.AttemptRow{}, rows: map[string][]*webhooksv1.DeliveryRow{},
-		}
-		var endpoints []string
-		for i := range 3 {
-			endpoints = append(endpoints, w.endpoint(fmt.Sprint("ep", i), func(ep *webhooksv1.Endpoint) { ep.Concurrency = uint32(i + 1) }))
-		}
-		events := 0
-		send := func(rt *rapid.T, with func(names []string)) {
-			names := names(fmt.Sprintf("e%d-", events), rapid.IntRange(1, 4).Draw(rt, "events"))
-			events++
-			for _, name := range names {
-				if rapid.IntRange(0, 3).Draw(rt, "held") == 0 {
-					w.receiver.holdBack(name)
-				}
-				for _, ep := range endpoints {
-					h.expected[dlv(name, ep)] = true
-				}
-			}
-			with(names)
-		}
+		h := newHistory(rt)
+		w := h.w
 		process := func(names []string) {
 			for _, name := range names {
-				h.take(w.Process(w.event(name, endpoints...)))
+				h.take(w.Process(w.event(name, h.endpoints...)))
 			}
 		}
 		rt.Repeat(map[string]func(*rapid.T){
-			"events": func(rt *rapid.T) { send(rt, process) },
+			"events": func(rt *rapid.T) { h.send(rt, process) },
 			"events in an aborted transaction": func(rt *rapid.T) {
-				send(rt, func(names []string) {
+				h.send(rt, func(names []string) {
 					for _, name := range names {
-						w.Abort(w.event(name, endpoints...))
+						w.Abort(w.event(name, h.endpoints...))
 						w.quiet()
 						h.take(w.Redeliver())
 					}
