@@ -1,7 +1,7 @@
 // Package processor is the service that makes things happen: what events and commands do to an organization, where
 // events of unknown accounts go, and which endpoints hear of what.
 //
-// It runs the task groups `billing` (inbound), `router` (routing) and `fan-out`, the sinks of the tables whose rows it
+// It runs the task groups `inbound`, `router` (routing) and `fan-out`, the sinks of the tables whose rows it
 // makes, and the reads of the processor's part of the API. Each of them works on its own: what they say to each other goes
 // over Kafka, so any number of processes can share the work. The package decides nothing; it puts the parts together,
 // starts them all at once and stops them in the order that events flow, so that what a part has taken reaches the next.
@@ -24,15 +24,15 @@ import (
 	"github.com/betterdata/webhooks/internal/sink"
 	"github.com/betterdata/webhooks/internal/stream"
 	"github.com/betterdata/webhooks/internal/table"
+	"github.com/betterdata/webhooks/processor/api"
 	"github.com/betterdata/webhooks/processor/billing"
 	"github.com/betterdata/webhooks/processor/commands"
 	"github.com/betterdata/webhooks/processor/eventcatalogue"
 	"github.com/betterdata/webhooks/processor/fanout"
 	"github.com/betterdata/webhooks/processor/inbound"
 	"github.com/betterdata/webhooks/processor/plans"
-	"github.com/betterdata/webhooks/processor/reads"
-	"github.com/betterdata/webhooks/processor/record"
 	"github.com/betterdata/webhooks/processor/routing"
+	"github.com/betterdata/webhooks/processor/rows"
 	"github.com/betterdata/webhooks/schemas"
 	"github.com/betterdata/webhooks/schemas/eventtypes"
 )
@@ -107,11 +107,11 @@ func New(cfg Config, deps Deps) (p *Processor, err error) {
 		return nil, err
 	}
 	router := httpapi.NewRouter(deps.Auth, deps.Log)
-	tables := reads.Tables{
+	tables := api.Tables{
 		Billing: deps.Tables.Billing, Entitlements: deps.Tables.Entitlements,
 		Endpoints: deps.Tables.Endpoints, Connections: deps.Tables.Connections,
 	}
-	reads.New(cfg.Plans, tables, deps.ClickHouse, deps.Log).Routes(router)
+	api.New(cfg.Plans, tables, deps.ClickHouse, deps.Log).Routes(router)
 	types, err := eventtypes.Load()
 	if err != nil {
 		return nil, err
@@ -138,7 +138,7 @@ func newGroups(cfg Config, deps Deps) (groups []part, err error) {
 }
 
 func newSinks(cfg Config, deps Deps) (sinks []part, err error) {
-	for _, t := range record.Tables() {
+	for _, t := range rows.Tables() {
 		s, err := sink.New(t, sink.Config{
 			Kafka: cfg.Kafka, ClickHouse: deps.ClickHouse, Prepare: deps.Migrate, FlushInterval: cfg.FlushInterval,
 		}, deps.Log, deps.Registerer)

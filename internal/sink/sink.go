@@ -40,6 +40,7 @@ import (
 	"golang.org/x/sync/semaphore"
 
 	"github.com/betterdata/webhooks/internal/kafka"
+	"github.com/betterdata/webhooks/schemas"
 )
 
 // Config says where rows go and how large batches grow. Zero values take the defaults.
@@ -66,6 +67,11 @@ type Config struct {
 	HandOver time.Duration
 	// LagInterval is how often the group's lag is asked for, in three small requests; 5 s.
 	LagInterval time.Duration
+
+	// heartbeat is how often a member asks the group for news, and so how soon it learns of a rebalance; 2 s.
+	heartbeat time.Duration
+	// maxPause bounds the pause before something that failed is tried again; 10 s.
+	maxPause time.Duration
 }
 
 func (c Config) withDefaults() Config {
@@ -77,6 +83,8 @@ func (c Config) withDefaults() Config {
 	setDefault(&c.Inserts, 4)
 	setDefault(&c.HandOver, 5*time.Second)
 	setDefault(&c.LagInterval, 5*time.Second)
+	setDefault(&c.heartbeat, 2*time.Second)
+	setDefault(&c.maxPause, 10*time.Second)
 	return c
 }
 
@@ -201,7 +209,7 @@ func (s *Sink) insist(ctx context.Context, what string, do func(context.Context)
 		err := do(ctx)
 		s.note(err)
 		return struct{}{}, err
-	}, backoff.WithBackOff(newBackOff()), backoff.WithMaxElapsedTime(0),
+	}, backoff.WithBackOff(s.newBackOff()), backoff.WithMaxElapsedTime(0),
 		backoff.WithNotify(func(err error, next time.Duration) {
 			s.log.Warn(what+": will try again", "error", err, "after", next.Round(time.Millisecond))
 		}))
@@ -211,10 +219,10 @@ func (s *Sink) insist(ctx context.Context, what string, do func(context.Context)
 	return err
 }
 
-// newBackOff spreads retries from 100 ms to 10 s, jittered by half.
-func newBackOff() *backoff.ExponentialBackOff {
+// newBackOff spreads retries from 100 ms to maxPause, jittered by half.
+func (s *Sink) newBackOff() *backoff.ExponentialBackOff {
 	b := backoff.NewExponentialBackOff()
-	b.InitialInterval, b.MaxInterval = 100*time.Millisecond, 10*time.Second
+	b.InitialInterval, b.MaxInterval = 100*time.Millisecond, s.cfg.maxPause
 	return b
 }
 
@@ -242,4 +250,4 @@ func (s *Sink) Check(context.Context) error {
 }
 
 func (s *Sink) topic() string { return s.cfg.Kafka.Topic(s.table.Topic) }
-func (s *Sink) group() string { return s.cfg.Kafka.Topic("sink." + s.table.Name) }
+func (s *Sink) group() string { return s.cfg.Kafka.Topic(schemas.GroupSinkPrefix + s.table.Name) }

@@ -23,9 +23,6 @@ import (
 	"github.com/betterdata/webhooks/schemas"
 )
 
-// Group is the consumer group of the task.
-const Group = "fan-out"
-
 // Endpoints is the local copy of the table `endpoints` (*table.Copy).
 type Endpoints interface {
 	Get(key []byte) (value []byte, ok bool, err error)
@@ -57,7 +54,7 @@ const window = 256
 // Spec is what the stream runtime runs.
 func (f *Fanout) Spec() stream.Spec {
 	return stream.Spec{
-		Group:  Group,
+		Group:  schemas.GroupFanOut,
 		Input:  schemas.Events,
 		Window: window,
 		NewTask: func(p *stream.Partition) (stream.Task, error) {

@@ -1,4 +1,4 @@
-// Package inbound is the task group `billing`: it owns everything about an organization that arrives on `inbound`.
+// Package inbound is the task group `inbound`: it owns everything about an organization that arrives on `inbound`.
 //
 // A record is a verified source event or a command of the management API. An event is dropped when it was seen before;
 // otherwise it is handed to the domain it belongs to (package billing) and leaves, all in one transaction with the
@@ -27,9 +27,6 @@ import (
 	"github.com/betterdata/webhooks/processor/plans"
 	"github.com/betterdata/webhooks/schemas"
 )
-
-// Group is the consumer group's name.
-const Group = "billing"
 
 // Config is what the operator decides.
 type Config struct {
@@ -63,7 +60,7 @@ func New(cfg Config, applier *commands.Applier, log *slog.Logger, reg prometheus
 // Spec is the group as the runtime takes it.
 func (i *Inbound) Spec() stream.Spec {
 	return stream.Spec{
-		Group: Group,
+		Group: schemas.GroupInbound,
 		Input: schemas.Inbound,
 		Stores: []stream.StoreSpec{
 			{Topic: schemas.Billing, Index: indexDue},

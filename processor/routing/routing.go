@@ -31,9 +31,6 @@ import (
 	"github.com/betterdata/webhooks/schemas"
 )
 
-// Group is the consumer group of the task.
-const Group = "router"
-
 // Config says what the router must know of the rest.
 type Config struct {
 	// Handles reports whether a source's event type has an effect. Only such events are held.
@@ -58,7 +55,7 @@ func New(cfg Config, log *slog.Logger, reg prometheus.Registerer) (*Router, erro
 // Spec is what the stream runtime runs.
 func (r *Router) Spec() stream.Spec {
 	return stream.Spec{
-		Group: Group,
+		Group: schemas.GroupRouter,
 		Input: schemas.InboundUnrouted,
 		Stores: []stream.StoreSpec{
 			{Topic: schemas.Connections}, {Topic: schemas.Routes}, {Topic: schemas.UnroutedHeld},

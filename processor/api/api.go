@@ -1,4 +1,4 @@
-// Package reads answers the processor's part of the API: an organization's entitlements, billing record and audit log,
+// Package api answers the processor's part of the API: an organization's entitlements, billing record and audit log,
 // endpoints and connections.
 //
 // Everything but the audit log is read from this instance's copies of the public tables. A management read first waits
@@ -6,7 +6,7 @@
 // whichever instance; a read of entitlements does not, because it must answer at once and without Kafka, and is
 // current within the copy's age. The audit log is read from ClickHouse, and is 503 without it. The package changes
 // nothing: every write enters at ingest.
-package reads
+package api
 
 import (
 	"context"

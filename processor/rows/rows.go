@@ -1,6 +1,6 @@
-// Package record says how the processor's row topics become ClickHouse tables: inbound events, the billing audit log,
+// Package rows says how the processor's row topics become ClickHouse tables: inbound events, the billing audit log,
 // refused requests. The tables are schemas/clickhouse; internal/sink fills them.
-package record
+package rows
 
 import (
 	"github.com/betterdata/webhooks/internal/sink"
