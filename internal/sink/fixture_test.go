@@ -3,10 +3,13 @@ package sink
 import (
 	"bytes"
 	"context"
+	"flag"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
+	"os"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -50,6 +53,15 @@ func replacingTable() Table {
 		NullTime("ended_at", row.GetEndedUnixMs),
 		UInt64("version", row.GetVersion),
 	)
+}
+
+// TestMain lets more tests run at a time than there are cores: most of them wait, for a deadline or for a disk.
+func TestMain(m *testing.M) {
+	flag.Parse()
+	if f := flag.Lookup("test.parallel"); f.Value.String() == fmt.Sprint(runtime.GOMAXPROCS(0)) {
+		_ = f.Value.Set(fmt.Sprint(2 * runtime.GOMAXPROCS(0)))
+	}
+	os.Exit(m.Run())
 }
 
 // fixture is a topic of rows, a table for them, and a proxy between sink and ClickHouse.
@@ -96,6 +108,7 @@ func (f *fixture) config() Config {
 	return Config{
 		Kafka: f.kafka, ClickHouse: f.proxied, FlushInterval: 20 * time.Millisecond,
 		InsertTimeout: time.Second, HandOver: time.Second, LagInterval: 50 * time.Millisecond,
+		heartbeat: 100 * time.Millisecond, maxPause: 500 * time.Millisecond,
 	}
 }
 
@@ -271,6 +284,8 @@ type proxy struct {
 	fault        atomic.Int32
 	hit          atomic.Int32
 	hold         time.Duration
+	// late counts the connections that were struck and whose bytes may still arrive.
+	late atomic.Int32
 }
 
 func newProxy(t *testing.T, target string) *proxy {
@@ -295,6 +310,12 @@ func (p *proxy) breakNext(what fault, n int32, hold time.Duration) {
 	p.hold = hold
 	p.hit.Store(n)
 	p.fault.Store(int32(what))
+}
+
+// allCome waits until all that was struck has come to the server or never will.
+func (p *proxy) allCome(t *testing.T) {
+	t.Helper()
+	require.Eventually(t, func() bool { return p.hit.Load() <= 0 && p.late.Load() == 0 }, 30*time.Second, 10*time.Millisecond)
 }
 
 func (p *proxy) strike(chunk []byte) fault {
@@ -328,12 +349,23 @@ func (p *proxy) serve(client net.Conn) {
 		}
 	}()
 	late := &lateWriter{to: server}
-	defer late.close()
+	struck := false
+	defer func() {
+		late.close()
+		if struck {
+			p.late.Add(-1)
+		}
+	}()
 	buf := make([]byte, 1<<20)
 	for {
 		n, err := client.Read(buf)
 		if n > 0 {
-			switch p.strike(buf[:n]) {
+			what := p.strike(buf[:n])
+			if what != healthy && !struck {
+				struck = true
+				p.late.Add(1)
+			}
+			switch what {
 			case loseAnswer:
 				mute.Store(true)
 				// Long enough for the server to read it all and write the part.
@@ -344,7 +376,7 @@ func (p *proxy) serve(client net.Conn) {
 				return
 			case delayInsert:
 				mute.Store(true)
-				late.hold, late.closeAfter = p.hold, p.hold+500*time.Millisecond
+				late.hold, late.closeAfter = p.hold, 500*time.Millisecond
 			}
 			if _, err := late.Write(buf[:n]); err != nil {
 				return

@@ -14,7 +14,6 @@ import (
 const (
 	// sessionTimeout is when Kafka gives a dead instance's partitions to others.
 	sessionTimeout = 10 * time.Second
-	heartbeat      = 2 * time.Second
 	// fetchBytes and partitionBytes bound what the client fetches ahead, by broker and partition.
 	fetchBytes     = 8 << 20
 	partitionBytes = 1 << 20
@@ -26,7 +25,7 @@ func (s *Sink) groupOptions() []kgo.Opt {
 		kgo.ConsumeTopics(s.topic()),
 		kgo.Balancers(kgo.CooperativeStickyBalancer()),
 		kgo.SessionTimeout(sessionTimeout),
-		kgo.HeartbeatInterval(heartbeat),
+		kgo.HeartbeatInterval(s.cfg.heartbeat),
 		kgo.FetchIsolationLevel(kgo.ReadCommitted()),
 		// Markers move the offset too; without them an idle partition would seem to lag for ever.
 		kgo.KeepControlRecords(),

@@ -62,7 +62,7 @@ func (w *worker) findLast() (last, now int64, ok bool) {
 
 // insist repeats do until it succeeds; false when the worker has to end.
 func (w *worker) insist(what string, do func() error) bool {
-	for wait := newBackOff(); ; {
+	for wait := w.sink.newBackOff(); ; {
 		err := do()
 		w.sink.note(err)
 		if err == nil {

@@ -42,8 +42,7 @@ func TestInsertUnderWayIsWaitedForWhenKafkaForgetsTheGroup(t *testing.T) {
 	frozen := f.start(plainTable())
 	f.produce(40)
 	f.exactlyOnce()
-	hold := 400 * time.Millisecond
-	f.proxy.breakNext(delayInsert, 1, hold)
+	f.proxy.breakNext(delayInsert, 1, 400*time.Millisecond)
 	require.NoError(t, f.producer.ProduceSync(t.Context(), f.record(0, f.now), f.record(0, f.now)).FirstErr())
 	require.Eventually(t, func() bool { return f.proxy.hit.Load() <= 0 }, 10*time.Second, time.Millisecond)
 	frozen.kill()
@@ -51,7 +50,7 @@ func TestInsertUnderWayIsWaitedForWhenKafkaForgetsTheGroup(t *testing.T) {
 
 	f.start(plainTable())
 	f.exactlyOnce()
-	time.Sleep(hold)
+	f.proxy.allCome(t)
 	f.exactlyOnce()
 	f.settled()
 }

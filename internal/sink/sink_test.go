@@ -2,20 +2,18 @@ package sink
 
 import (
 	"fmt"
-	"log/slog"
-	"strings"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
 	"github.com/twmb/franz-go/pkg/kgo"
 
-	"github.com/betterdata/webhooks/internal/clickhouse"
 	"github.com/betterdata/webhooks/internal/testenv"
 	"github.com/betterdata/webhooks/schemas"
 )
 
 func TestEveryRecordIsOneRow(t *testing.T) {
+	t.Parallel()
 	f := newFixture(t, testenv.Kafka(t), testenv.ClickHouse(t))
 	s := f.start(plainTable())
 	for range 20 {
@@ -34,6 +32,7 @@ func TestEveryRecordIsOneRow(t *testing.T) {
 }
 
 func TestOnlyCommittedRecordsBecomeRows(t *testing.T) {
+	t.Parallel()
 	f := newFixture(t, testenv.Kafka(t), testenv.ClickHouse(t))
 	tx, err := kgo.NewClient(kgo.SeedBrokers(f.kafka.Brokers...), kgo.TransactionalID(f.kafka.Topic("t")),
 		kgo.RecordPartitioner(kgo.ManualPartitioner()))
@@ -57,6 +56,7 @@ func TestOnlyCommittedRecordsBecomeRows(t *testing.T) {
 }
 
 func TestRecordThatCannotBeDecodedDoesNotBlock(t *testing.T) {
+	t.Parallel()
 	f := quickFixture(t)
 	s := f.start(plainTable())
 	poison := &kgo.Record{Topic: f.kafka.Topic(schemas.InboundRows), Value: []byte("\xff\xff not a row")}
@@ -70,6 +70,7 @@ func TestRecordThatCannotBeDecodedDoesNotBlock(t *testing.T) {
 }
 
 func TestBatchesAreCutAtTablePartitions(t *testing.T) {
+	t.Parallel()
 	f := quickFixture(t)
 	week := 7 * 24 * time.Hour
 	var records []*kgo.Record
@@ -84,6 +85,7 @@ func TestBatchesAreCutAtTablePartitions(t *testing.T) {
 }
 
 func TestBatchIsOnePart(t *testing.T) {
+	t.Parallel()
 	f := quickFixture(t)
 	var records []*kgo.Record
 	for range 30_000 {
@@ -97,6 +99,7 @@ func TestBatchIsOnePart(t *testing.T) {
 }
 
 func TestReplacingTableKeepsTheNewestVersion(t *testing.T) {
+	t.Parallel()
 	f := quickFixture(t)
 	s := f.start(replacingTable())
 	f.putDelivery("a", "waiting", 1, 0)
@@ -109,46 +112,8 @@ func TestReplacingTableKeepsTheNewestVersion(t *testing.T) {
 	require.NoError(t, s.Check(t.Context()))
 }
 
-func TestOverHTTP(t *testing.T) {
-	server := testenv.NewClickHouse(t)
-	native := server.Database(t)
-	f := newFixture(t, testenv.FakeKafka(t), native)
-	url := "http://" + server.HTTPAddr + native[strings.LastIndex(native, "/"):]
-	require.NoError(t, clickhouse.Migrate(t.Context(), url, slog.New(slog.DiscardHandler)))
-	s := f.start(plainTable(), func(c *Config) { c.ClickHouse = f.open(url) })
-	f.produce(1_000)
-	f.exactlyOnce()
-	require.NoError(t, server.Kill())
-	f.produce(1_000)
-	require.NoError(t, server.Start(t.Context()))
-	f.exactlyOnce()
-	f.settled()
-	require.Zero(t, counted(s, resultStopped))
-}
-
-func TestClickHouseAwayKeepsMemoryFlatAndLosesNothing(t *testing.T) {
-	server := testenv.NewClickHouse(t)
-	f := newFixture(t, testenv.FakeKafka(t), server.Database(t))
-	s := f.start(plainTable(), func(c *Config) { c.MaxBuffered = 200 << 10 })
-	f.produce(100)
-	f.exactlyOnce()
-
-	require.NoError(t, server.Kill())
-	for range 20 {
-		f.produce(2_000)
-	}
-	require.Eventually(t, func() bool { return s.Check(t.Context()) != nil }, 20*time.Second, 10*time.Millisecond)
-	f.steady(s)
-	require.GreaterOrEqual(t, s.buffered.Load(), int64(s.cfg.MaxBuffered))
-	require.Less(t, s.buffered.Load(), int64(200<<10+maxPoll*(recordOverhead+100)))
-	require.Positive(t, s.age())
-
-	require.NoError(t, server.Start(t.Context()))
-	f.exactlyOnce()
-	require.Eventually(t, func() bool { return s.Check(t.Context()) == nil && s.buffered.Load() == 0 }, 20*time.Second, 10*time.Millisecond)
-}
-
 func TestStopInsertsWhatItHolds(t *testing.T) {
+	t.Parallel()
 	f := quickFixture(t)
 	s := f.start(plainTable(), func(c *Config) { c.FlushInterval = time.Hour })
 	f.produce(100)
@@ -159,6 +124,7 @@ func TestStopInsertsWhatItHolds(t *testing.T) {
 }
 
 func TestWeekAndMonthAreClickHouses(t *testing.T) {
+	t.Parallel()
 	f := quickFixture(t)
 	for _, day := range []string{"2024-02-29", "2025-12-28", "2025-12-29", "2026-01-04", "2026-01-05", "2026-03-01", "1970-01-05"} {
 		at, err := time.Parse(time.DateOnly, day)

@@ -144,7 +144,7 @@ func (w *worker) insertOnce() bool {
 			return true
 		case absent:
 			w.sink.metrics.batches[resultAbsent].Inc()
-			if !w.pause(retryPause(try)) {
+			if !w.pause(w.sink.retryPause(try)) {
 				return false
 			}
 		default:
@@ -156,9 +156,9 @@ func (w *worker) insertOnce() bool {
 // codeSameQueryRunning is ClickHouse's QUERY_WITH_SAME_ID_IS_ALREADY_RUNNING: an answer about another query.
 const codeSameQueryRunning = 216
 
-// retryPause grows from 100 ms to 10 s with the number of inserts that did not land.
-func retryPause(try uint32) time.Duration {
-	return min(10*time.Second, 100*time.Millisecond<<min(try-1, 10))
+// retryPause grows from 100 ms to maxPause with the number of tries that failed.
+func (s *Sink) retryPause(try uint32) time.Duration {
+	return min(s.cfg.maxPause, 100*time.Millisecond<<min(try-1, 10))
 }
 
 // inserted counts the batch and moves past it.
@@ -181,7 +181,7 @@ func (w *worker) replace() bool {
 		w.sink.log.Warn("insert was not acknowledged: it is repeated", "partition", w.partition,
 			"offset", in.first, "last_offset", in.last, "try", try, "error", err)
 		w.sink.metrics.batches[resultAbsent].Inc()
-		if !w.pause(retryPause(try)) {
+		if !w.pause(w.sink.retryPause(try)) {
 			return false
 		}
 	}
@@ -218,7 +218,7 @@ func (w *worker) commit(offset int64, epoch int32, in *intent) bool {
 			return true
 		}
 		w.sink.log.Debug("commit was refused", "partition", w.partition, "offset", offset, "error", err)
-		if !w.pause(retryPause(try)) && (in != nil || try >= closingTries) {
+		if !w.pause(w.sink.retryPause(try)) && (in != nil || try >= closingTries) {
 			return false
 		}
 	}
@@ -230,7 +230,7 @@ const closingTries = 3
 
 // judge finds out what became of an INSERT that was not acknowledged. It asks until it knows.
 func (w *worker) judge(in intent) verdict {
-	wait, gone := newBackOff(), in.answered
+	wait, gone := w.sink.newBackOff(), in.answered
 	for w.ctx.Err() == nil && !w.isStopping() {
 		rows, now, err := w.sink.count(w.ctx, w.partition, in.first, in.last)
 		w.sink.note(err)
