@@ -16,7 +16,7 @@ import (
 func eventID(source string, e *source.Event) string { return id.Derive(id.Event, source, e.ID) }
 
 // inboundHeaders is how many headers an inbound record has at most.
-const inboundHeaders = 10
+const inboundHeaders = 11
 
 // scratch is the memory of one event on its way to Kafka, used again once Kafka has acknowledged it.
 type scratch struct {
@@ -30,7 +30,7 @@ const millis = "2006-01-02T15:04:05.000Z"
 
 // inboundRecord is the event as it stands on the log: on `inbound` where the account's organization is known, else on
 // `inbound.unrouted`, whose owner finds out. The value is body itself, the headers are in s.
-func (s *scratch) inboundRecord(source string, e *source.Event, organization func(account string) string, body []byte, now time.Time) (string, produce.Record) {
+func (s *scratch) inboundRecord(source string, e *source.Event, routes *routes, body []byte, now time.Time) (string, produce.Record) {
 	var account strings.Builder
 	account.Grow(len(source) + 1 + len(e.Account))
 	account.WriteString(source)
@@ -38,7 +38,9 @@ func (s *scratch) inboundRecord(source string, e *source.Event, organization fun
 	account.WriteString(e.Account)
 	topic, routingKey, org := schemas.InboundUnrouted, account.String(), ""
 	if e.Account != "" {
-		org = organization(routingKey)
+		if r := routes.of(routingKey); r.takes(e.Organization) {
+			org = r.organization
+		}
 	}
 	if org != "" {
 		topic, routingKey = schemas.Inbound, org
@@ -54,6 +56,9 @@ func (s *scratch) inboundRecord(source string, e *source.Event, organization fun
 	h.add(schemas.HeaderAccount, e.Account)
 	if org != "" {
 		h.add(schemas.HeaderOrganization, org)
+	}
+	if e.Organization != "" {
+		h.add(schemas.HeaderNamedOrganization, e.Organization)
 	}
 	h.addTime(schemas.HeaderAcceptedAt, now)
 	if !e.Occurred.IsZero() {

@@ -13,7 +13,19 @@ import (
 // routeShards keeps lookups of different accounts from waiting for each other's lock.
 const routeShards = 64
 
-// routes holds the table `routes` in memory: the organization of each live account. An entry takes about 100 bytes.
+// route is where a live account's events go.
+type route struct {
+	organization string
+	// learned, not made by API: an event that names another organization does not follow it.
+	learned bool
+}
+
+// takes reports whether an event that names this organization, or none (""), follows the route.
+func (r route) takes(named string) bool {
+	return r.organization != "" && (!r.learned || named == "" || named == r.organization)
+}
+
+// routes holds the table `routes` in memory: the route of each live account. An entry takes about 100 bytes.
 type routes struct {
 	log    *slog.Logger
 	shards [routeShards]routeShard
@@ -21,13 +33,13 @@ type routes struct {
 
 type routeShard struct {
 	mu   sync.RWMutex
-	orgs map[string]string
+	live map[string]route
 }
 
 func newRoutes(log *slog.Logger) *routes {
 	r := &routes{log: log}
 	for i := range r.shards {
-		r.shards[i].orgs = map[string]string{}
+		r.shards[i].live = map[string]route{}
 	}
 	return r
 }
@@ -35,28 +47,28 @@ func newRoutes(log *slog.Logger) *routes {
 // changed applies a change of the table; a nil value is a deletion.
 func (r *routes) changed(key, value []byte) {
 	account := string(key)
-	var route webhooksv1.Route
-	if err := proto.Unmarshal(value, &route); err != nil {
+	var changed webhooksv1.Route
+	if err := proto.Unmarshal(value, &changed); err != nil {
 		// The router forwards what is sent to it: without the route its events take the longer way.
 		r.log.Error("unreadable route ignored", "account", account, "error", err)
-		route.OrganizationId = ""
+		changed.OrganizationId = ""
 	}
 	shard := r.shard(account)
 	shard.mu.Lock()
 	defer shard.mu.Unlock()
-	if route.OrganizationId == "" {
-		delete(shard.orgs, account)
+	if changed.OrganizationId == "" {
+		delete(shard.live, account)
 		return
 	}
-	shard.orgs[account] = strings.Clone(route.OrganizationId)
+	shard.live[account] = route{strings.Clone(changed.OrganizationId), changed.Learned}
 }
 
-// organization is the org of an account (<source>/<account>), "" while it is not live.
-func (r *routes) organization(account string) string {
+// of is the route of an account (<source>/<account>); the zero one, which takes nothing, while it is not live.
+func (r *routes) of(account string) route {
 	shard := r.shard(account)
 	shard.mu.RLock()
 	defer shard.mu.RUnlock()
-	return shard.orgs[account]
+	return shard.live[account]
 }
 
 // shard spreads by FNV-1a.

@@ -77,7 +77,7 @@ func (w *webhooks) take(ctx *fasthttp.RequestCtx, src source.Source, now time.Ti
 		w.metrics.ignored[src.Name()].Inc()
 		return eventID(src.Name(), &event), nil
 	}
-	id, record := s.inboundRecord(src.Name(), &event, w.routes.organization, body, now)
+	id, record := s.inboundRecord(src.Name(), &event, w.routes, body, now)
 	record.Reserved = reserved
 	if err := w.producer.Send(record); err != nil {
 		// The client may hold the record still: its memory is left to the garbage collector.

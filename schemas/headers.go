@@ -12,20 +12,21 @@ const (
 	HeaderContentType = "content-type"
 
 	// Extensions.
-	HeaderEventID       = "ce_eventid"       // inbound: our evt_… of the source event
-	HeaderAccount       = "ce_account"       // inbound: the source's account (cus_…), may be empty
-	HeaderOrganization  = "ce_organization"  // the org, where it is known
-	HeaderAcceptedAt    = "ce_acceptedat"    // RFC 3339 with milliseconds: when the edge took it
-	HeaderCorrelationID = "ce_correlationid" // events
-	HeaderCausationID   = "ce_causationid"   // events: our id of the cause
-	HeaderCauseSource   = "ce_causesource"   // events: the source of the cause
-	HeaderCauseEventID  = "ce_causeeventid"  // events: its id there
-	HeaderEndpointSet   = "ce_endpointset"   // events made in the org's partition: version of its endpoint set, decimal
-	HeaderRetained      = "ce_retained"      // inbound: "held" when the router handed it on
-	ContentTypeJSON     = "application/json"
-	ContentTypeProtobuf = "application/x-protobuf"
-	SpecVersion         = "1.0"
-	TypeCommand         = "command"
-	SourceManagement    = "management"
-	SourceStripe        = "stripe"
+	HeaderEventID           = "ce_eventid"           // inbound: our evt_… of the source event
+	HeaderAccount           = "ce_account"           // inbound: the source's account (cus_…), may be empty
+	HeaderOrganization      = "ce_organization"      // the org, where it is known
+	HeaderNamedOrganization = "ce_namedorganization" // inbound: the org that the event itself names, in its metadata for instance
+	HeaderAcceptedAt        = "ce_acceptedat"        // RFC 3339 with milliseconds: when the edge took it
+	HeaderCorrelationID     = "ce_correlationid"     // events
+	HeaderCausationID       = "ce_causationid"       // events: our id of the cause
+	HeaderCauseSource       = "ce_causesource"       // events: the source of the cause
+	HeaderCauseEventID      = "ce_causeeventid"      // events: its id there
+	HeaderEndpointSet       = "ce_endpointset"       // events made in the org's partition: version of its endpoint set, decimal
+	HeaderRetained          = "ce_retained"          // inbound: "held" when the router handed it on
+	ContentTypeJSON         = "application/json"
+	ContentTypeProtobuf     = "application/x-protobuf"
+	SpecVersion             = "1.0"
+	TypeCommand             = "command"
+	SourceManagement        = "management"
+	SourceStripe            = "stripe"
 )

@@ -27,6 +27,9 @@ type Event struct {
 	ID, Type string
 	// Account is the platform's account that it happened in, "" where the event names none.
 	Account string
+	// Organization is the one that the event itself names (Stripe: in the object's metadata), "" for none. It holds where
+	// no connection of the account was made by API.
+	Organization string
 	// Occurred is when, by the platform's clock; zero where the event does not say.
 	Occurred time.Time
 	// Ignored, when set, says why the event is answered 200 and goes no further.

@@ -16,6 +16,7 @@ import (
 	"github.com/valyala/fasthttp"
 
 	"github.com/betterdata/webhooks/ingest/source"
+	"github.com/betterdata/webhooks/internal/id"
 	"github.com/betterdata/webhooks/internal/jsonscan"
 	"github.com/betterdata/webhooks/schemas"
 )
@@ -125,12 +126,20 @@ const (
 	pathObject
 	pathCustomer
 	pathExpandedCustomer
-	paths
+	pathOrganization // and all that follow
+	paths            = pathOrganization + 9
 )
 
 func envelope() *jsonscan.Scanner {
-	return jsonscan.Compile("/id", "/type", "/created", "/livemode", "/data/object/id", "/data/object/object",
-		"/data/object/customer", "/data/object/customer/id")
+	list := []string{"/id", "/type", "/created", "/livemode", "/data/object/id", "/data/object/object",
+		"/data/object/customer", "/data/object/customer/id"}
+	for _, metadata := range []string{
+		// The object's own; then the subscription's, as invoices carry it since API 2025-03-31 and as before.
+		"/data/object/metadata", "/data/object/parent/subscription_details/metadata", "/data/object/subscription_details/metadata",
+	} {
+		list = append(list, metadata+"/organizationId", metadata+"/org_id", metadata+"/organization_id")
+	}
+	return jsonscan.Compile(list...)
 }
 
 // Read implements source.Source. Stripe's v2 "thin" events have no data.object: they are read like any other and name no
@@ -140,7 +149,8 @@ func (s *Source) Read(_ *fasthttp.RequestHeader, body []byte) (source.Event, *so
 	if err := s.envelope.Scan(body, v[:]); err != nil {
 		return source.Event{}, &source.Refusal{Reason: source.Malformed, Detail: err.Error()}
 	}
-	e := source.Event{ID: v[pathID].String(), Type: v[pathType].String(), Account: account(&v), Occurred: occurred(v[pathCreated])}
+	e := source.Event{ID: v[pathID].String(), Type: v[pathType].String(), Account: account(&v),
+		Organization: organization(v[pathOrganization:]), Occurred: occurred(v[pathCreated])}
 	if e.ID == "" || e.Type == "" || len(e.ID) > maxName || len(e.Type) > maxName {
 		return source.Event{}, &source.Refusal{Reason: source.Malformed,
 			Detail: "The members id and type must be strings of 1 to 255 bytes."}
@@ -164,6 +174,16 @@ func account(v *[paths]jsonscan.Value) string {
 		return ""
 	}
 	return customer
+}
+
+// organization is the first that the metadata names. What is not the form of an organization's id names none.
+func organization(named []jsonscan.Value) string {
+	for i := range named {
+		if org := named[i].String(); id.ValidOrg(org) {
+			return org
+		}
+	}
+	return ""
 }
 
 // occurred reads `created`: Unix seconds, or RFC 3339 in v2 events.

@@ -145,6 +145,27 @@ func TestRead(t *testing.T) {
 	}
 }
 
+func TestOrganizationThatAnObjectNames(t *testing.T) {
+	for name, c := range map[string]struct{ object, want string }{
+		"organizationId comes first":              {`{"metadata":{"organizationId":"a","org_id":"b"}}`, "a"},
+		"then org_id":                             {`{"metadata":{"organization_id":"c","org_id":"b"}}`, "b"},
+		"then organization_id":                    {`{"metadata":{"organization_id":"c"}}`, "c"},
+		"the invoice's subscription, before 2025": {`{"metadata":{},"subscription_details":{"metadata":{"org_id":"d"}}}`, "d"},
+		"the invoice's subscription, since 2025": {
+			`{"parent":{"subscription_details":{"metadata":{"organizationId":"e"}}},"subscription_details":{"metadata":{"org_id":"d"}}}`, "e"},
+		"what is no organization's id is passed over": {`{"metadata":{"organizationId":"a b","org_id":"f"}}`, "f"},
+		"no text":     {`{"metadata":{"organizationId":7}}`, ""},
+		"no metadata": {`{"metadata":null}`, ""},
+		"no object":   {`7`, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got, refusal := newSource(t, stripe.Any, secret).Read(header(""), []byte(`{"id":"evt_1","type":"x","data":{"object":`+c.object+`}}`))
+			require.Nil(t, refusal)
+			require.Equal(t, c.want, got.Organization)
+		})
+	}
+}
+
 func TestReadRefuses(t *testing.T) {
 	for name, body := range map[string]string{
 		"nothing":             ``,

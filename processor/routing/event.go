@@ -7,7 +7,6 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/betterdata/webhooks/internal/id"
-	"github.com/betterdata/webhooks/internal/jsonscan"
 	"github.com/betterdata/webhooks/internal/kafka"
 	"github.com/betterdata/webhooks/schemas"
 	webhooksv1 "github.com/betterdata/webhooks/schemas/webhooks/v1"
@@ -18,6 +17,8 @@ type event struct {
 	source, account, eventType string
 	sourceEventID, eventID     string
 	receivedUnixMS             int64
+	// named is the organization that the event itself names, "" for none.
+	named string
 }
 
 func readEvent(in *kgo.Record) event {
@@ -26,6 +27,11 @@ func readEvent(in *kgo.Record) event {
 	e := event{
 		source: header(schemas.HeaderSource), account: header(schemas.HeaderAccount), eventType: header(schemas.HeaderType),
 		sourceEventID: header(schemas.HeaderID), eventID: header(schemas.HeaderEventID), receivedUnixMS: in.Timestamp.UnixMilli(),
+		named: header(schemas.HeaderNamedOrganization),
+	}
+	// The edge names valid ids only; what has none of their form must not become a key.
+	if !id.ValidOrg(e.named) {
+		e.named = ""
 	}
 	if at, err := time.Parse(time.RFC3339Nano, header(schemas.HeaderAcceptedAt)); err == nil {
 		e.receivedUnixMS = at.UnixMilli()
@@ -43,33 +49,4 @@ func (e *event) row(org, outcome, reason string) *webhooksv1.InboundRow {
 		Source: e.source, SourceEventId: e.sourceEventID, EventId: e.eventID, OrganizationId: org, Account: e.account,
 		Type: e.eventType, Outcome: outcome, Reason: reason, ReceivedUnixMs: e.receivedUnixMS,
 	}
-}
-
-// organizationPaths are where a Stripe object may name its organization, the first valid one holds: its own metadata,
-// then the subscription's, as invoices carry it since API 2025-03-31 and before.
-var organizationPaths = jsonscan.Compile(
-	"/data/object/metadata/organizationId",
-	"/data/object/metadata/org_id",
-	"/data/object/metadata/organization_id",
-	"/data/object/parent/subscription_details/metadata/organizationId",
-	"/data/object/parent/subscription_details/metadata/org_id",
-	"/data/object/parent/subscription_details/metadata/organization_id",
-	"/data/object/subscription_details/metadata/organizationId",
-	"/data/object/subscription_details/metadata/org_id",
-	"/data/object/subscription_details/metadata/organization_id",
-)
-
-// namedOrganization is the organization that the body's metadata names, "" for none. What is not the form of an
-// organization's id names none.
-func namedOrganization(body []byte) string {
-	values := make([]jsonscan.Value, organizationPaths.Paths())
-	if organizationPaths.Scan(body, values) != nil {
-		return ""
-	}
-	for _, v := range values {
-		if org := v.String(); id.ValidOrg(org) {
-			return org
-		}
-	}
-	return ""
 }

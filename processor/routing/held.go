@@ -6,6 +6,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/betterdata/webhooks/internal/kafka"
 	"github.com/betterdata/webhooks/schemas"
 	webhooksv1 "github.com/betterdata/webhooks/schemas/webhooks/v1"
 )
@@ -51,7 +52,7 @@ func (u unit) drain(account string) error {
 		delete(u.draining, account)
 		return nil
 	}
-	more, err := u.handOn(account, connection.OrganizationId)
+	more, err := u.handOn(account, connection)
 	if err != nil {
 		return err
 	}
@@ -59,7 +60,7 @@ func (u unit) drain(account string) error {
 		u.postpone(account)
 		return nil
 	}
-	return u.goLive(account, connection.OrganizationId)
+	return u.goLive(account, connection)
 }
 
 // postpone leaves the rest of what an account holds to later transactions.
@@ -71,16 +72,16 @@ func (u unit) postpone(account string) {
 }
 
 // goLive lets edges write directly.
-func (u unit) goLive(account, org string) error {
+func (u unit) goLive(account string, connection *webhooksv1.Connection) error {
 	if u.draining[account] {
 		delete(u.draining, account)
 		u.tx.Delete(schemas.UnroutedHeld, []byte(drainingPrefix+account))
 	}
-	return u.put(schemas.Routes, account, &webhooksv1.Route{OrganizationId: org})
+	return u.put(schemas.Routes, account, &webhooksv1.Route{OrganizationId: connection.OrganizationId, Learned: connection.Learned})
 }
 
 // handOn reports whether something is left.
-func (u unit) handOn(account, org string) (more bool, err error) {
+func (u unit) handOn(account string, connection *webhooksv1.Connection) (more bool, err error) {
 	prefix := heldPrefix(account)
 	var keys [][]byte
 	var events []*webhooksv1.HeldEvent
@@ -109,7 +110,9 @@ func (u unit) handOn(account, org string) (more bool, err error) {
 		return false, fmt.Errorf("decode held event of %s: %w", account, failed)
 	}
 	for i, held := range events {
-		u.forward(org, held.Body, headersOf(held), kgo.RecordHeader{Key: schemas.HeaderRetained, Value: []byte(retainedHeld)})
+		headers := headersOf(held)
+		org := destination(connection, kafka.ReadHeader(headers, schemas.HeaderNamedOrganization))
+		u.forward(org, held.Body, headers, kgo.RecordHeader{Key: schemas.HeaderRetained, Value: []byte(retainedHeld)})
 		u.tx.Delete(schemas.UnroutedHeld, keys[i])
 	}
 	u.counts[resultHandedOn] += len(events)

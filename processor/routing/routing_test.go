@@ -1,7 +1,6 @@
 package routing_test
 
 import (
-	"encoding/json"
 	"fmt"
 	"log/slog"
 	"testing"
@@ -35,10 +34,13 @@ func newWorld(t *testing.T) *world {
 	return &world{Harness: streamtest.New(t, router.Spec()), t: t}
 }
 
-// event is a Stripe event as the edge sends it here; metadata may be nil.
-func event(sourceID, account, eventType string, metadata map[string]any) *kgo.Record {
-	body, _ := json.Marshal(map[string]any{"id": sourceID, "data": map[string]any{"object": map[string]any{"metadata": metadata}}})
-	return record(sourceID, account, eventType, string(body))
+// event is a Stripe event as the edge sends it here; named is the organization that it names itself, "" for none.
+func event(sourceID, account, eventType, named string) *kgo.Record {
+	r := record(sourceID, account, eventType, fmt.Sprintf(`{"id":%q}`, sourceID))
+	if named != "" {
+		r.Headers = append(r.Headers, kgo.RecordHeader{Key: schemas.HeaderNamedOrganization, Value: []byte(named)})
+	}
+	return r
 }
 
 func record(sourceID, account, eventType, body string) *kgo.Record {
@@ -117,7 +119,7 @@ func (w *world) route(account string) string {
 
 func TestEventsWaitForTheirConnection(t *testing.T) {
 	w := newWorld(t)
-	out := w.Process(event("evt_1", "cus_1", handled, nil), event("evt_2", "cus_2", handled, nil), event("evt_3", "cus_1", handled, nil))
+	out := w.Process(event("evt_1", "cus_1", handled, ""), event("evt_2", "cus_2", handled, ""), event("evt_3", "cus_1", handled, ""))
 	require.Empty(t, handedOn(out))
 	require.Equal(t, []string{"evt_1 unrouted ", "evt_2 unrouted ", "evt_3 unrouted "}, w.rows(out))
 	require.Empty(t, w.route("cus_1"))
@@ -131,14 +133,14 @@ func TestEventsWaitForTheirConnection(t *testing.T) {
 	require.False(t, made.GetLearned())
 	require.Equal(t, "org_1", w.route("cus_1"))
 
-	out = w.Process(event("evt_4", "cus_1", handled, nil), event("evt_5", "cus_1", "charge.succeeded", nil))
+	out = w.Process(event("evt_4", "cus_1", handled, ""), event("evt_5", "cus_1", "charge.succeeded", ""))
 	require.Equal(t, []string{"org_1 evt_4", "org_1 evt_5"}, handedOn(out), "stragglers are forwarded, whatever their type")
 	require.Empty(t, w.rows(out))
 }
 
 func TestHandedOnIsWhatCame(t *testing.T) {
 	w := newWorld(t)
-	in := event("evt_1", "cus_1", handled, nil)
+	in := event("evt_1", "cus_1", handled, "")
 	headers, body := append([]kgo.RecordHeader(nil), in.Headers...), string(in.Value)
 	w.Process(in)
 	out := w.Process(connect("org_1", "cus_1", false)).Topic(schemas.Inbound)
@@ -151,8 +153,8 @@ func TestHandedOnIsWhatCame(t *testing.T) {
 
 func TestMetadataTeachesTheOrganization(t *testing.T) {
 	w := newWorld(t)
-	w.Process(event("evt_1", "cus_1", handled, nil))
-	out := w.Process(event("evt_2", "cus_1", handled, map[string]any{"organizationId": "org_1"}))
+	w.Process(event("evt_1", "cus_1", handled, ""))
+	out := w.Process(event("evt_2", "cus_1", handled, "org_1"))
 	require.Equal(t, []string{"org_1 evt_1 held", "org_1 evt_2"}, handedOn(out))
 	require.Empty(t, w.rows(out))
 	require.Equal(t, "org_1", w.route("cus_1"))
@@ -162,35 +164,32 @@ func TestMetadataTeachesTheOrganization(t *testing.T) {
 	require.True(t, learned.Learned)
 	require.True(t, id.Valid(id.Connection, learned.Id))
 
-	out = w.Process(event("evt_3", "cus_1", handled, map[string]any{"organizationId": "org_2"}))
-	require.Equal(t, []string{"org_1 evt_3"}, handedOn(out), "what is known holds against what an event says")
+	out = w.Process(event("evt_3", "cus_1", handled, ""))
+	require.Equal(t, []string{"org_1 evt_3"}, handedOn(out))
 }
 
-func TestWhereMetadataIsLookedFor(t *testing.T) {
-	object := func(s string) string { return `{"data":{"object":` + s + `}}` }
-	for _, tc := range []struct{ name, body, want string }{
-		{"organizationId", object(`{"metadata":{"organizationId":"a","org_id":"b"}}`), "a"},
-		{"org_id", object(`{"metadata":{"organization_id":"c","org_id":"b"}}`), "b"},
-		{"organization_id", object(`{"metadata":{"organization_id":"c"}}`), "c"},
-		{"of the subscription", object(`{"metadata":{},"subscription_details":{"metadata":{"org_id":"d"}}}`), "d"},
-		{"of the parent's subscription", object(`{"parent":{"subscription_details":{"metadata":{"organizationId":"e"}}},"subscription_details":{"metadata":{"org_id":"d"}}}`), "e"},
-		{"no valid id", object(`{"metadata":{"organizationId":"a b","org_id":"f"}}`), "f"},
-		{"no text", object(`{"metadata":{"organizationId":7}}`), ""},
-		{"null", object(`{"metadata":null}`), ""},
-		{"no object", `{"data":7}`, ""},
-		{"no JSON", `{`, ""},
-	} {
-		t.Run(tc.name, func(t *testing.T) {
-			w := newWorld(t)
-			w.Process(record("evt_1", "cus_1", handled, tc.body))
-			require.Equal(t, tc.want, w.route("cus_1"))
-		})
-	}
+func TestWhatWasLearntGivesWayToWhatAnEventNames(t *testing.T) {
+	w := newWorld(t)
+	w.Process(event("evt_1", "cus_1", handled, "org_1"))
+	out := w.Process(event("evt_2", "cus_1", handled, "org_2"), event("evt_3", "cus_1", handled, ""))
+	require.Equal(t, []string{"org_2 evt_2", "org_2 evt_3"}, handedOn(out))
+	require.Equal(t, "org_2", w.route("cus_1"), "an event that names none goes where the last one did that named one")
+
+	w.Process(connect("org_3", "cus_1", true))
+	out = w.Process(event("evt_4", "cus_1", handled, "org_1"))
+	require.Equal(t, []string{"org_3 evt_4"}, handedOn(out), "a connection made by API holds against what an event names")
+}
+
+func TestNamedOrganizationsMustHaveTheFormOfOne(t *testing.T) {
+	w := newWorld(t)
+	out := w.Process(event("evt_1", "cus_1", handled, "a b"))
+	require.Empty(t, handedOn(out))
+	require.Equal(t, []string{"evt_1 unrouted "}, w.rows(out))
 }
 
 func TestUnhandledTypesAreIgnored(t *testing.T) {
 	w := newWorld(t)
-	out := w.Process(event("evt_1", "cus_1", "charge.succeeded", map[string]any{"organizationId": "org_1"}), event("evt_2", "", "ping", nil))
+	out := w.Process(event("evt_1", "cus_1", "charge.succeeded", "org_1"), event("evt_2", "", "ping", ""))
 	require.Equal(t, []string{"evt_1 ignored unhandled_type", "evt_2 ignored unhandled_type"}, w.rows(out))
 	require.Empty(t, handedOn(out))
 	require.Empty(t, w.Keys(schemas.UnroutedHeld))
@@ -199,7 +198,7 @@ func TestUnhandledTypesAreIgnored(t *testing.T) {
 
 func TestEventWithoutAccount(t *testing.T) {
 	w := newWorld(t)
-	out := w.Process(event("evt_1", "", handled, map[string]any{"org_id": "org_1"}), event("evt_2", "", handled, nil))
+	out := w.Process(event("evt_1", "", handled, "org_1"), event("evt_2", "", handled, ""))
 	require.Equal(t, []string{"org_1 evt_1"}, handedOn(out))
 	require.Equal(t, []string{"evt_2 dead no_account"}, w.rows(out))
 	require.Len(t, out.Topic(schemas.InboundDead), 1)
@@ -220,7 +219,7 @@ func TestConnectAgainAndByOthers(t *testing.T) {
 	require.Equal(t, "org_2", moved.GetOrganizationId())
 	require.NotEqual(t, first.Id, moved.Id)
 	require.Equal(t, "org_2", w.route("cus_1"))
-	require.Equal(t, []string{"org_2 evt_1"}, handedOn(w.Process(event("evt_1", "cus_1", handled, nil))))
+	require.Equal(t, []string{"org_2 evt_1"}, handedOn(w.Process(event("evt_1", "cus_1", handled, ""))))
 }
 
 // told lists the commands that went to organizations.
@@ -263,8 +262,8 @@ func TestOrganizationsAreToldOfTheirAccounts(t *testing.T) {
 	var moved webhooksv1.Connection
 	require.NoError(t, proto.Unmarshal(w.Get(schemas.Connections, []byte("stripe/cus_1")), &moved))
 	w.Process(disconnect("org_2", "cus_1", moved.Id))
-	w.Process(event("evt_1", "cus_1", handled, nil))
-	out := w.Process(event("evt_2", "cus_1", handled, map[string]any{"org_id": "org_1"}))
+	w.Process(event("evt_1", "cus_1", handled, ""))
+	out := w.Process(event("evt_2", "cus_1", handled, "org_1"))
 	adopted(out, "org_1")
 	require.Equal(t, schemas.TypeCommand, kafka.ReadHeader(out.Topic(schemas.Inbound)[0].Headers, schemas.HeaderType), "before the events")
 }
@@ -289,7 +288,7 @@ func TestDisconnect(t *testing.T) {
 
 	require.NotNil(t, w.outcome(w.Process(disconnect("org_1", "cus_1", made.Id))).GetDeleted())
 	require.Empty(t, w.route("cus_1"))
-	require.Empty(t, handedOn(w.Process(event("evt_1", "cus_1", handled, nil))))
+	require.Empty(t, handedOn(w.Process(event("evt_1", "cus_1", handled, ""))))
 	require.Equal(t, []string{"org_2 evt_1 held"}, handedOn(w.Process(connect("org_2", "cus_1", false))))
 }
 
@@ -309,7 +308,7 @@ func TestThousandsHeldAreHandedOnInPieces(t *testing.T) {
 	const count = 1000
 	w := newWorld(t)
 	for i := range count {
-		w.Process(event(fmt.Sprintf("evt_%04d", i), "cus_1", handled, nil))
+		w.Process(event(fmt.Sprintf("evt_%04d", i), "cus_1", handled, ""))
 	}
 	out := w.Process(connect("org_1", "cus_1", false))
 	require.NotNil(t, w.outcome(out).GetConnection())
@@ -317,7 +316,7 @@ func TestThousandsHeldAreHandedOnInPieces(t *testing.T) {
 	require.Less(t, len(all), count)
 	require.Empty(t, w.route("cus_1"))
 
-	all = append(all, handedOn(w.Process(event("evt_late", "cus_1", handled, nil)))...)
+	all = append(all, handedOn(w.Process(event("evt_late", "cus_1", handled, "")))...)
 	w.Crash()
 	for w.route("cus_1") == "" {
 		w.WaitWoken()
@@ -337,7 +336,7 @@ func TestThousandsHeldAreHandedOnInPieces(t *testing.T) {
 func TestAbortHandsOnAgain(t *testing.T) {
 	w := newWorld(t)
 	for i := range 600 {
-		w.Process(event(fmt.Sprintf("evt_%04d", i), "cus_1", handled, nil))
+		w.Process(event(fmt.Sprintf("evt_%04d", i), "cus_1", handled, ""))
 	}
 	w.Abort(connect("org_1", "cus_1", false))
 	require.Empty(t, w.route("cus_1"))
@@ -352,7 +351,7 @@ func TestAbortHandsOnAgain(t *testing.T) {
 func TestMoveAndDisconnectWhileHandingOn(t *testing.T) {
 	w := newWorld(t)
 	for i := range 600 {
-		w.Process(event(fmt.Sprintf("evt_%04d", i), "cus_1", handled, nil))
+		w.Process(event(fmt.Sprintf("evt_%04d", i), "cus_1", handled, ""))
 	}
 	first := len(handedOn(w.Process(connect("org_1", "cus_1", false))))
 	moved := handedOn(w.Process(connect("org_2", "cus_1", true)))
@@ -371,7 +370,7 @@ func TestMoveAndDisconnectWhileHandingOn(t *testing.T) {
 
 func TestAccountsThatPrefixEachOther(t *testing.T) {
 	w := newWorld(t)
-	w.Process(event("evt_1", "cus_1", handled, nil), event("evt_2", "cus_1/00000000000000000009", handled, nil), event("evt_3", "cus_10", handled, nil))
+	w.Process(event("evt_1", "cus_1", handled, ""), event("evt_2", "cus_1/00000000000000000009", handled, ""), event("evt_3", "cus_10", handled, ""))
 	require.Equal(t, []string{"org_1 evt_1 held"}, handedOn(w.Process(connect("org_1", "cus_1", false))))
 }
 

@@ -53,8 +53,8 @@ func (u unit) event(in *kgo.Record, e *event) error {
 		u.counts[resultIgnored]++
 		return u.row(account, e.row("", outcomeIgnored, reasonUnhandled))
 	}
-	if org := namedOrganization(in.Value); org != "" {
-		return u.learn(in, e, org)
+	if e.named != "" {
+		return u.learn(in, e)
 	}
 	u.counts[resultHeld]++
 	if err := u.hold(in, account); err != nil {
@@ -63,8 +63,12 @@ func (u unit) event(in *kgo.Record, e *event) error {
 	return u.row(account, e.row("", outcomeUnrouted, ""))
 }
 
-// connected forwards a straggler, or holds it while earlier ones are being handed on.
+// connected forwards a straggler, or holds it while earlier ones are being handed on. What was learnt is learnt anew
+// from an event that names another organization; what was made by API is not.
 func (u unit) connected(in *kgo.Record, e *event, connection *webhooksv1.Connection) error {
+	if destination(connection, e.named) != connection.OrganizationId {
+		return u.learn(in, e)
+	}
 	_, live, err := u.tx.Get(schemas.Routes, []byte(e.key()))
 	if err != nil {
 		return err
@@ -77,24 +81,32 @@ func (u unit) connected(in *kgo.Record, e *event, connection *webhooksv1.Connect
 	return nil
 }
 
+// destination is the organization of an event of a connected account.
+func destination(connection *webhooksv1.Connection, named string) string {
+	if connection.Learned && named != "" {
+		return named
+	}
+	return connection.OrganizationId
+}
+
 // withoutAccount deals with an event that no connection can ever place.
 func (u unit) withoutAccount(in *kgo.Record, e *event) error {
 	if !u.cfg.Handles(e.source, e.eventType) {
 		u.counts[resultIgnored]++
 		return u.row(e.key(), e.row("", outcomeIgnored, reasonUnhandled))
 	}
-	if org := namedOrganization(in.Value); org != "" {
+	if e.named != "" {
 		u.counts[resultForwarded]++
-		u.forward(org, in.Value, in.Headers)
+		u.forward(e.named, in.Value, in.Headers)
 		return nil
 	}
 	return u.dead(in, e, reasonNoAccount)
 }
 
 // learn connects the account to the organization that its event names. The event takes its place behind those held.
-func (u unit) learn(in *kgo.Record, e *event, org string) error {
+func (u unit) learn(in *kgo.Record, e *event) error {
 	u.counts[resultLearned]++
-	account := e.key()
+	account, org := e.key(), e.named
 	learned := &webhooksv1.Connection{
 		Id: id.Derive(id.Connection, account, e.eventID), OrganizationId: org, Source: e.source, Account: e.account,
 		Learned: true, Status: resource.ConnectionActive, CreatedUnixMs: u.tx.Now().UnixMilli(),
@@ -105,7 +117,7 @@ func (u unit) learn(in *kgo.Record, e *event, org string) error {
 	if err := u.tell(&webhooksv1.Command{Id: e.eventID}, learned, nil); err != nil {
 		return err
 	}
-	more, err := u.handOn(account, org)
+	more, err := u.handOn(account, learned)
 	if err != nil {
 		return err
 	}
@@ -117,7 +129,7 @@ func (u unit) learn(in *kgo.Record, e *event, org string) error {
 		return nil
 	}
 	u.forward(org, in.Value, in.Headers)
-	return u.goLive(account, org)
+	return u.goLive(account, learned)
 }
 
 // forward puts an event on its organization's topic.

@@ -131,8 +131,10 @@ func (x *Connection) GetCreatedUnixMs() int64 {
 type Route struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	OrganizationId string                 `protobuf:"bytes,1,opt,name=organization_id,json=organizationId,proto3" json:"organization_id,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// The connection was learnt, not made by API: an event that names another organization does not follow it.
+	Learned       bool `protobuf:"varint,2,opt,name=learned,proto3" json:"learned,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Route) Reset() {
@@ -170,6 +172,13 @@ func (x *Route) GetOrganizationId() string {
 		return x.OrganizationId
 	}
 	return ""
+}
+
+func (x *Route) GetLearned() bool {
+	if x != nil {
+		return x.Learned
+	}
+	return false
 }
 
 // HeldEvent is a verified event that waits for its account to be connected. Value of the private store
@@ -293,9 +302,10 @@ const file_webhooks_v1_connection_proto_rawDesc = "" +
 	"\x13sealed_access_token\x18\x05 \x01(\fR\x11sealedAccessToken\x12\x18\n" +
 	"\alearned\x18\x06 \x01(\bR\alearned\x12\x16\n" +
 	"\x06status\x18\a \x01(\tR\x06status\x12&\n" +
-	"\x0fcreated_unix_ms\x18\b \x01(\x03R\rcreatedUnixMs\"0\n" +
+	"\x0fcreated_unix_ms\x18\b \x01(\x03R\rcreatedUnixMs\"J\n" +
 	"\x05Route\x12'\n" +
-	"\x0forganization_id\x18\x01 \x01(\tR\x0eorganizationId\"N\n" +
+	"\x0forganization_id\x18\x01 \x01(\tR\x0eorganizationId\x12\x18\n" +
+	"\alearned\x18\x02 \x01(\bR\alearned\"N\n" +
 	"\tHeldEvent\x12\x12\n" +
 	"\x04body\x18\x01 \x01(\fR\x04body\x12-\n" +
 	"\aheaders\x18\x02 \x03(\v2\x13.webhooks.v1.HeaderR\aheaders\"0\n" +
