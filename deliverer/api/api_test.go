@@ -118,6 +118,8 @@ func TestDeliveryFilters(t *testing.T) {
 		"status=dead":                          {4, 3},
 		"status=dead&status=waiting":           {4, 3, 2},
 		"endpointId=" + other:                  {3},
+		"eventId=" + w.event:                   {4, 3, 2, 1},
+		"eventId=" + w.id(id.Event, 9):         {},
 		"eventType=order.allocation_failed":    {4},
 		"status=dead&endpointId=" + w.endpoint: {4},
 		"since=" + at(time.Millisecond):        {4, 3, 2},

@@ -51,7 +51,7 @@ const deliveryColumns = "delivery_id, organization_id, endpoint_id, event_id, ev
 
 // listDeliveries answers GET …/deliveries.
 func (a *API) listDeliveries(ctx context.Context, req *fasthttp.RequestCtx) (any, error) {
-	params, err := httpapi.ParseList(req, []string{"endpointId", "eventType", "status", "since", "until"})
+	params, err := httpapi.ParseList(req, []string{"endpointId", "eventId", "eventType", "status", "since", "until"})
 	if err != nil {
 		return nil, err
 	}
@@ -65,8 +65,13 @@ func (a *API) listDeliveries(ctx context.Context, req *fasthttp.RequestCtx) (any
 	if err := oneOf("endpointId", params.Filters["endpointId"], isEndpoint); err != nil {
 		return nil, err
 	}
+	isEvent := func(s string) bool { return id.Valid(id.Event, s) }
+	if err := oneOf("eventId", params.Filters["eventId"], isEvent); err != nil {
+		return nil, err
+	}
 	w.among("status", params.Filters["status"])
 	w.among("endpoint_id", params.Filters["endpointId"])
+	w.among("event_id", params.Filters["eventId"])
 	w.among("event_type", params.Filters["eventType"])
 	found, err := newest(params, "created_at", "delivery_id", func(bounds where, limit int) ([]delivery, error) {
 		bounds.and(w)

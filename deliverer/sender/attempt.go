@@ -2,6 +2,7 @@ package sender
 
 import (
 	"bufio"
+	"bytes"
 	"crypto/tls"
 	"errors"
 	"io"
@@ -142,11 +143,16 @@ func (a *attempt) read(c *conn) (keep bool) {
 		readers.Put(r)
 	}()
 	for interim := 0; ; interim++ {
+		// fasthttp takes status 000 for one that was not set, and so for 200.
+		zero := startsWithStatusZero(r)
 		if err := resp.Header.Read(r); err != nil {
 			a.failHeaders(c, err)
 			return false
 		}
 		status := resp.StatusCode()
+		if zero {
+			status = 0
+		}
 		if status >= 200 {
 			break
 		}
@@ -162,6 +168,12 @@ func (a *attempt) read(c *conn) (keep bool) {
 	}
 	whole := a.readBody(c, r, resp)
 	return whole && !resp.ConnectionClose() && r.Buffered() == 0 && c.readErr == nil
+}
+
+// startsWithStatusZero waits for the answer's first bytes; that there are none is Header.Read's to find.
+func startsWithStatusZero(r *bufio.Reader) bool {
+	line, _ := r.Peek(len("HTTP/1.1 000"))
+	return bytes.HasSuffix(line, []byte(" 000"))
 }
 
 // failHeaders judges an answer that has no status.

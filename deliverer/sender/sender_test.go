@@ -72,6 +72,7 @@ func TestClassesBelowHTTP(t *testing.T) {
 		{"drips the body", "http://" + drips(t) + "/", sender.TimeoutTotal},
 		{"is not HTTP", "http://" + answers(t, "SSH-2.0-OpenSSH_9.2\r\n\r\n") + "/", sender.Protocol},
 		{"switches protocols", "http://" + answers(t, "HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n") + "/", sender.Protocol},
+		{"answers 000", "http://" + answers(t, "HTTP/1.1 000 X\r\nContent-Length: 0\r\n\r\n") + "/", sender.Protocol},
 		{"breaks its chunks", "http://" + answers(t, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n") + "/", sender.Protocol},
 		{"large headers", "http://" + answers(t, "HTTP/1.1 200 OK\r\nX-A: "+strings.Repeat("a", 1<<20)+"\r\n\r\n") + "/", sender.TooLarge},
 		{"endless headers", "http://" + endless(t, "HTTP/1.1 200 OK\r\n", "X-A: b\r\n") + "/", sender.TooLarge},
