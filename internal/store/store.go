@@ -1,12 +1,13 @@
-// Package store keeps the state of a task group's partitions on local disk, in one Pebble database a group. The disk is
-// a cache: every record in it came from a changelog topic and can be read from there again.
+// Package store keeps the state of a task group's partitions, or the copy of a table, on local disk, in one Pebble
+// database each. The disk is a cache: every record in it came from a changelog topic and can be read from there again.
 //
 // Data flows in through a Batch: records, local index keys and the changelog position they bring the store to, all of
 // one partition, all or nothing. Nothing is synced to disk: a crash loses the newest batches whole, and the position
 // says from where to read again.
 //
 // It promises that what a Position says was applied, is there, and that only the newest holder of a partition
-// (Acquire) can write it. It must not know Kafka: which position is right is the caller's to judge.
+// (Acquire) can write it. It must not talk to Kafka: the caller says what the log is now, and Distrust whether a position
+// can be continued from there.
 package store
 
 import (

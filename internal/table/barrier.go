@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/betterdata/webhooks/internal/kafka"
+	"github.com/betterdata/webhooks/internal/store"
 )
 
 // sayEvery is how often the log says that the topic is still not found.
@@ -191,8 +192,8 @@ func (c *Copy) keepFresh(ctx context.Context) error {
 		switch {
 		case ctx.Err() != nil:
 			return nil
-		case err == nil && c.fresh.Load() != 0 && asked.Sub(c.freshTime()) > maxAge:
-			return errors.Join(errors.New("cut off from Kafka for too long; the copy is rebuilt at the next start"), c.store.disown())
+		case err == nil && c.fresh.Load() != 0 && asked.Sub(c.freshTime()) > store.MaxAge:
+			return errors.Join(errors.New("cut off from Kafka for too long; the copy is rebuilt at the next start"), c.local.disown())
 		case err != nil:
 			c.log.Debug("cannot tell whether the table is current", "error", err)
 		case c.fresh.Swap(asked.UnixNano()) == 0:

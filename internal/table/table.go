@@ -27,6 +27,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/betterdata/webhooks/internal/kafka"
+	"github.com/betterdata/webhooks/internal/store"
 )
 
 // maxPoll bounds the records applied in one batch, and so the time readers wait for a change behind them.
@@ -45,6 +46,8 @@ type Config struct {
 	StateDir string
 	// Topic is the compacted topic, without the prefix.
 	Topic string
+	// LockWait is how long New waits for another process to let go of the copy; 10 s.
+	LockWait time.Duration
 }
 
 // Copy is a local copy of a compacted topic. A process opens at most one of a topic and shares it. All methods may be
@@ -54,7 +57,7 @@ type Copy struct {
 	log     *slog.Logger
 	metrics *metrics
 	client  *kgo.Client
-	store   *store
+	local   *local
 
 	watchers []func(key, value []byte)
 
@@ -75,6 +78,9 @@ func New(cfg Config, log *slog.Logger, reg prometheus.Registerer) (*Copy, error)
 	if cfg.Topic == "" || cfg.StateDir == "" {
 		return nil, errors.New("table copy: Topic and StateDir are required")
 	}
+	if cfg.LockWait == 0 {
+		cfg.LockWait = lockWait
+	}
 	log = log.With("topic", cfg.Topic)
 	c := &Copy{cfg: cfg, log: log, changed: make(chan struct{})}
 	client, err := kgo.NewClient(append(kafka.Options(cfg.Kafka, log),
@@ -90,7 +96,7 @@ func New(cfg Config, log *slog.Logger, reg prometheus.Registerer) (*Copy, error)
 		return nil, fmt.Errorf("table copy of %s: %w", cfg.Topic, err)
 	}
 	c.client = client
-	if c.store, err = openStore(cfg.StateDir, cfg.Topic, log); err != nil {
+	if c.local, err = openLocal(cfg.StateDir, cfg.Topic, cfg.LockWait, log); err != nil {
 		client.Close()
 		return nil, err
 	}
@@ -129,12 +135,12 @@ func (c *Copy) Run(ctx context.Context) error {
 
 // begin takes the store up where it stands, or empties it, and starts reading.
 func (c *Copy) begin(at *place) error {
-	positions, err := c.store.resume(at, time.Now())
+	positions, err := c.local.resume(at, time.Now())
 	if err != nil {
 		return err
 	}
 	if len(c.watchers) > 0 {
-		if err := c.store.scan(nil, func(key, value []byte) bool {
+		if err := c.local.scan(nil, func(key, value []byte) bool {
 			c.notify(key, value)
 			return true
 		}); err != nil {
@@ -168,7 +174,12 @@ func (c *Copy) tail(ctx context.Context) error {
 		if err := c.checkErrors(fetches); err != nil {
 			return err
 		}
-		if err := c.apply(fetches); err != nil {
+		err := c.apply(fetches)
+		if errors.Is(err, store.ErrSuperseded) {
+			// The copy was given up; who did it says why.
+			return nil
+		}
+		if err != nil {
 			return err
 		}
 	}
@@ -182,7 +193,7 @@ func (c *Copy) checkErrors(fetches kgo.Fetches) error {
 		case errors.Is(e.Err, context.DeadlineExceeded):
 		case errors.As(e.Err, &loss), errors.Is(e.Err, kerr.OffsetOutOfRange),
 			errors.Is(e.Err, kerr.UnknownTopicID), errors.Is(e.Err, kerr.InconsistentTopicID):
-			if err := c.store.disown(); err != nil {
+			if err := c.local.disown(); err != nil {
 				return err
 			}
 			return fmt.Errorf("read partition %d: the log is not the one copied; the copy is rebuilt at the next start: %w", e.Partition, e.Err)
@@ -195,8 +206,7 @@ func (c *Copy) checkErrors(fetches kgo.Fetches) error {
 
 // apply writes one poll's records and the offsets after them in one batch, then tells watchers and waiters.
 func (c *Copy) apply(fetches kgo.Fetches) error {
-	b := c.store.begin()
-	defer b.discard()
+	b := c.local.writer.Batch()
 	moved := make(map[int32]position)
 	rows := 0
 	for it := fetches.RecordIter(); !it.Done(); {
@@ -206,13 +216,17 @@ func (c *Copy) apply(fetches kgo.Fetches) error {
 			continue
 		}
 		rows++
-		b.set(r.Key, r.Value)
+		if r.Value == nil {
+			b.Delete(records, r.Key)
+		} else {
+			b.Put(records, r.Key, r.Value)
+		}
 	}
 	fresh := c.freshTime()
-	if len(moved) == 0 && !c.store.needsStamp(fresh) {
-		return nil
+	if len(moved) == 0 && !c.local.needsStamp(fresh) {
+		return b.Close()
 	}
-	if err := b.commit(moved, fresh); err != nil {
+	if err := c.local.commit(b, moved, fresh); err != nil {
 		return err
 	}
 	c.metrics.applied.Add(float64(rows))
@@ -239,12 +253,12 @@ func (c *Copy) notify(key, value []byte) {
 }
 
 // Get returns a copy of the value of key; ok is false when there is none.
-func (c *Copy) Get(key []byte) (value []byte, ok bool, err error) { return c.store.get(key) }
+func (c *Copy) Get(key []byte) (value []byte, ok bool, err error) { return c.local.get(key) }
 
 // Scan calls fn for the records whose key starts with prefix, in key order, until fn returns false. It sees the store
 // as it was when Scan was called. The slices are valid during the call of fn only.
 func (c *Copy) Scan(prefix []byte, fn func(key, value []byte) bool) error {
-	return c.store.scan(prefix, fn)
+	return c.local.scan(prefix, fn)
 }
 
 // Check is nil once the copy has held everything that was committed when this process started. It stays nil when
@@ -259,7 +273,7 @@ func (c *Copy) Check(context.Context) error {
 // Close releases the store, after readers under way have ended. Call it after Run has returned.
 func (c *Copy) Close() error {
 	c.client.Close()
-	if err := c.store.close(); err != nil {
+	if err := c.local.close(); err != nil {
 		return fmt.Errorf("close table copy of %s: %w", c.cfg.Topic, err)
 	}
 	return nil

@@ -123,58 +123,6 @@ func TestChangesComeInOrderAndCanBeRead(t *testing.T) {
 	require.Equal(t, want, seen.all()["k"])
 }
 
-func TestLocalStoreIsEmptiedWhenItCannotBeContinued(t *testing.T) {
-	cases := map[string]func(f *fixture, s *store){
-		"topic was created anew": func(f *fixture, _ *store) {
-			admin := kadm.NewClient(f.client)
-			name := f.cfg.Topic(topic)
-			_, err := admin.DeleteTopics(t.Context(), name)
-			require.NoError(t, err)
-			f.client.PurgeTopicsFromClient(name)
-			f.createTopic()
-		},
-		"its offset is beyond the log": func(f *fixture, s *store) {
-			b := s.begin()
-			defer b.discard()
-			moved := map[int32]position{}
-			for p := range int32(partitions) {
-				moved[p] = position{offset: 1000, epoch: 0}
-			}
-			require.NoError(t, b.commit(moved, time.Now()))
-		},
-		"it was last current too long ago": func(f *fixture, s *store) {
-			b := s.begin()
-			defer b.discard()
-			require.NoError(t, b.commit(nil, time.Now().Add(-maxAge-time.Hour)))
-		},
-	}
-	for name, spoil := range cases {
-		t.Run(name, func(t *testing.T) {
-			f := newFixture(t)
-			dir := f.dir()
-			f.put("live", "1")
-			c := f.start(dir)
-			f.current(c, "live")
-			f.stop(c)
-
-			s, err := openStore(dir, topic, slog.New(slog.DiscardHandler))
-			require.NoError(t, err)
-			b := s.begin()
-			b.set([]byte("ghost"), []byte("x"))
-			require.NoError(t, b.commit(nil, time.Now()))
-			b.discard()
-			spoil(f, s)
-			require.NoError(t, s.close())
-
-			f.put("new", "2")
-			c = f.start(dir)
-			f.current(c, "new")
-			require.Equal(t, "2", f.get(c, "new"))
-			require.Empty(t, f.get(c, "ghost"))
-		})
-	}
-}
-
 func TestBarrierOpensInSpiteOfATransactionThatStaysOpen(t *testing.T) {
 	f := newFixture(t)
 	c := f.start(f.dir())
@@ -306,14 +254,6 @@ func TestReadsAfterCloseSaySo(t *testing.T) {
 	require.ErrorIs(t, c.Scan(nil, nil), ErrClosed)
 }
 
-func TestSecondCopyInOneFolderIsRefused(t *testing.T) {
-	f := newFixture(t)
-	dir := f.dir()
-	f.open(dir)
-	_, err := New(Config{Kafka: f.cfg, StateDir: dir, Topic: topic}, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
-	require.ErrorContains(t, err, "another process may hold it")
-}
-
 // fixture is a fake cluster with the table's topic, and a writer.
 type fixture struct {
 	t      *testing.T
@@ -355,6 +295,14 @@ func (f *fixture) createTopic() {
 	_, err := kadm.NewClient(f.client).CreateTopic(f.t.Context(), partitions, 1,
 		map[string]*string{"cleanup.policy": &compact}, f.cfg.Topic(topic))
 	require.NoError(f.t, err)
+}
+
+func (f *fixture) createTopicAnew() {
+	name := f.cfg.Topic(topic)
+	_, err := kadm.NewClient(f.client).DeleteTopics(f.t.Context(), name)
+	require.NoError(f.t, err)
+	f.client.PurgeTopicsFromClient(name)
+	f.createTopic()
 }
 
 func (f *fixture) transaction() *kgo.Client {

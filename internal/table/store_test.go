@@ -1,0 +1,138 @@
+package table
+
+import (
+	"log/slog"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/stretchr/testify/require"
+
+	"github.com/betterdata/webhooks/internal/store"
+)
+
+func TestLocalStoreIsEmptiedWhenItCannotBeContinued(t *testing.T) {
+	cases := map[string]struct {
+		spoil func(f *fixture)
+		// change is what happens to each position.
+		change  func(*store.Position)
+		emptied bool
+	}{
+		"as it was left":               {},
+		"topic was created anew":       {spoil: (*fixture).createTopicAnew, emptied: true},
+		"its offset is beyond the log": {change: func(p *store.Position) { p.Offset = 1000 }, emptied: true},
+		"it was last current too long ago": {
+			change: func(p *store.Position) { p.AppliedAt = time.Now().Add(-store.MaxAge - time.Hour) }, emptied: true,
+		},
+		"it is from the future": {change: func(p *store.Position) { p.AppliedAt = time.Now().Add(2 * time.Hour) }, emptied: true},
+	}
+	for name, c := range cases {
+		t.Run(name, func(t *testing.T) {
+			f := newFixture(t)
+			dir := f.dir()
+			f.put("live", "1")
+			copied := f.start(dir)
+			f.current(copied, "live")
+			f.stop(copied)
+
+			f.meddle(dir, c.change)
+			if c.spoil != nil {
+				c.spoil(f)
+			}
+			f.put("new", "2")
+			copied = f.start(dir)
+			f.current(copied, "new")
+			require.Equal(t, "2", f.get(copied, "new"))
+			require.Equal(t, c.emptied, f.get(copied, "ghost") == "")
+		})
+	}
+}
+
+// A copy that was given up is read anew, whatever was still being applied.
+func TestNothingIsWrittenToACopyThatWasGivenUp(t *testing.T) {
+	l, err := openLocal(t.TempDir(), topic, 0, slog.New(slog.DiscardHandler))
+	require.NoError(t, err)
+	defer func() { require.NoError(t, l.close()) }()
+	at := &place{id: [16]byte{1}, starts: make([]int64, partitions), ends: []int64{9, 9, 9}}
+	_, err = l.resume(at, time.Now())
+	require.NoError(t, err)
+	everywhere := map[int32]position{0: {offset: 5}, 1: {offset: 5}, 2: {offset: 5}}
+	require.NoError(t, l.commit(l.writer.Batch(), everywhere, time.Now()))
+	why, err := l.load(at, time.Now())
+	require.NoError(t, err)
+	require.Empty(t, why)
+
+	require.NoError(t, l.disown())
+	require.ErrorIs(t, l.commit(l.writer.Batch(), everywhere, time.Now()), store.ErrSuperseded)
+	why, err = l.load(at, time.Now())
+	require.NoError(t, err)
+	require.Equal(t, "no earlier copy", why)
+}
+
+// A copy that is still catching up is as old as it was: its records of today may hide a tombstone missed long ago.
+func TestOnlyACurrentCopyIsStamped(t *testing.T) {
+	l, err := openLocal(t.TempDir(), topic, 0, slog.New(slog.DiscardHandler))
+	require.NoError(t, err)
+	defer func() { require.NoError(t, l.close()) }()
+	began := time.Now().Add(-store.MaxAge / 2).Truncate(time.Millisecond)
+	at := &place{id: [16]byte{1}, starts: make([]int64, partitions), ends: []int64{9, 9, 9}}
+	_, err = l.resume(at, began)
+	require.NoError(t, err)
+	stamps := func() (all []time.Time) {
+		for p := range partitions {
+			pos, ok, err := l.writer.Position(positionOf(p))
+			require.NoError(t, err)
+			require.True(t, ok)
+			all = append(all, pos.AppliedAt)
+		}
+		return all
+	}
+	one := map[int32]position{1: {offset: 5}}
+	require.NoError(t, l.commit(l.writer.Batch(), one, time.Time{}))
+	require.Equal(t, []time.Time{began, began, began}, stamps())
+	// Once it is current, all partitions are, those that nothing comes to as well.
+	current := began.Add(time.Hour)
+	require.NoError(t, l.commit(l.writer.Batch(), one, current))
+	require.Equal(t, []time.Time{current, current, current}, stamps())
+}
+
+func TestFolderIsUsedByOneCopyAtATime(t *testing.T) {
+	f := newFixture(t)
+	dir := f.dir()
+	first := f.open(dir)
+	cfg := Config{Kafka: f.cfg, StateDir: dir, Topic: topic, LockWait: time.Millisecond}
+	_, err := New(cfg, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+	require.ErrorIs(t, err, store.ErrLocked)
+
+	// A predecessor that is about to end is waited for.
+	ended := make(chan error, 1)
+	go func() {
+		time.Sleep(200 * time.Millisecond)
+		ended <- first.Close()
+	}()
+	f.open(dir)
+	require.NoError(t, <-ended)
+}
+
+// meddle changes what a stopped copy has on disk: its positions, and a record that the log never had.
+func (f *fixture) meddle(dir string, change func(*store.Position)) {
+	f.t.Helper()
+	db, err := store.Open(filepath.Join(dir, "tables", topic), store.Options{}, slog.New(slog.DiscardHandler))
+	require.NoError(f.t, err)
+	defer func() { require.NoError(f.t, db.Close()) }()
+	p, err := db.Acquire(0, storeNames(partitions))
+	require.NoError(f.t, err)
+	b := p.Batch()
+	b.Put(records, []byte("ghost"), []byte("x"))
+	for i := range partitions {
+		pos, ok, err := p.Position(positionOf(i))
+		require.NoError(f.t, err)
+		require.True(f.t, ok)
+		if change != nil {
+			change(&pos)
+		}
+		b.Position(positionOf(i), pos)
+	}
+	require.NoError(f.t, b.Commit())
+}
