@@ -19,7 +19,7 @@ func (t *task) findWaiting(tx *stream.Tx, now time.Time) error {
 // visit looks after one endpoint: lets out what may go, and pulls what is due.
 func (t *task) visit(tx *stream.Tx, e *endpoint, now time.Time) error {
 	if e.org == "" {
-		if err := t.findOrg(tx, e); err != nil || e.org == "" {
+		if err := t.findOrg(tx, e, now); err != nil || e.org == "" {
 			return err
 		}
 	}
@@ -41,8 +41,12 @@ func (t *task) visit(tx *stream.Tx, e *endpoint, now time.Time) error {
 	}
 	want := e.control.Want(now) - e.control.Running() - len(e.queue) - e.marking
 	if want > 0 {
-		if err := t.pull(tx, e, want, now, t.mark); err != nil {
+		pulled, err := t.pull(tx, e, want, now, t.mark)
+		if err != nil {
 			return err
+		}
+		if pulled == 0 {
+			t.lookOn(e, now)
 		}
 		return t.serve(tx, e, now)
 	}
@@ -55,12 +59,24 @@ func (t *task) visit(tx *stream.Tx, e *endpoint, now time.Time) error {
 // forever is after every due time.
 var forever = time.UnixMilli(1 << 52)
 
+// lookOn has the endpoint looked at again after a look that found nothing: all it met may have been out of date, and what
+// holds stand behind. A cold restore leaves an entry for every state that compaction has not taken, thousands an endpoint.
+func (t *task) lookOn(e *endpoint, now time.Time) {
+	if !e.head.IsZero() {
+		t.touch(e, later(e.head, now.Add(time.Millisecond)))
+	}
+}
+
 // findOrg learns whose endpoint it is from what waits for it. An endpoint for which only out-of-date entries were left
 // has nothing to do.
-func (t *task) findOrg(tx *stream.Tx, e *endpoint) error {
+func (t *task) findOrg(tx *stream.Tx, e *endpoint, now time.Time) error {
 	due, err := t.scan(tx, e, 1, forever)
-	if err != nil || len(due) == 0 {
+	if err != nil {
 		return err
+	}
+	if len(due) == 0 {
+		t.lookOn(e, now)
+		return nil
 	}
 	e.org = due[0].state.GetOrganizationId()
 	e.head = due[0].Due
@@ -92,14 +108,14 @@ func (t *task) visitClosed(tx *stream.Tx, e *endpoint, m mode, now time.Time) er
 		if m == deleted {
 			reason = reasonDeleted
 		}
-		err := t.pull(tx, e, endsPerVisit, now, func(tx *stream.Tx, f *flight, _ *webhooksv1.WaitingState) error {
+		_, err := t.pull(tx, e, endsPerVisit, now, func(tx *stream.Tx, f *flight, _ *webhooksv1.WaitingState) error {
 			return t.end(tx, f, reason, now)
 		})
-		if err != nil || e.head.IsZero() {
+		if err != nil {
 			return err
 		}
 	}
-	t.touch(e, later(e.head, now.Add(time.Millisecond)))
+	t.lookOn(e, now)
 	return nil
 }
 
@@ -155,24 +171,24 @@ func (t *task) scan(tx *stream.Tx, e *endpoint, limit int, until time.Time) ([]d
 	return found, err
 }
 
-// pull takes up to limit due deliveries of the endpoint into hand, and then does with each what then says.
+// pull takes up to limit due deliveries of the endpoint into hand, does with each what then says, and tells how many.
 func (t *task) pull(tx *stream.Tx, e *endpoint, limit int, now time.Time,
 	then func(*stream.Tx, *flight, *webhooksv1.WaitingState) error,
-) error {
+) (int, error) {
 	due, err := t.scan(tx, e, limit, now)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	for _, entry := range due {
 		f, err := t.recall(tx, e, entry)
 		if err != nil {
-			return err
+			return 0, err
 		}
 		if err := then(tx, f, entry.state); err != nil {
-			return err
+			return 0, err
 		}
 	}
-	return nil
+	return len(due), nil
 }
 
 // recall makes a flight of a waiting delivery.

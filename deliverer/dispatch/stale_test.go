@@ -1,0 +1,73 @@
+package dispatch_test
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/betterdata/webhooks/internal/store"
+	"github.com/betterdata/webhooks/internal/stream"
+	"github.com/betterdata/webhooks/schemas"
+	webhooksv1 "github.com/betterdata/webhooks/schemas/webhooks/v1"
+)
+
+// A cold restore replays every state that compaction has not taken yet, and each leaves an index entry: what waits is
+// found behind any number of them, whether or not the task knows the endpoint's organization.
+func TestWaitingIsFoundBehindOutOfDateEntries(t *testing.T) {
+	for _, stale := range []int{10, 1500, 5000} {
+		t.Run(fmt.Sprint(stale), func(t *testing.T) {
+			w := newWorld(t, nil)
+			ep := w.endpoint("a", nil)
+			db, err := store.OpenMemory()
+			require.NoError(t, err)
+			t.Cleanup(func() { require.NoError(t, db.Close()) })
+			restoreCold(t, w, db, ep, stale)
+			d, err := stream.NewDriver(w.d.Spec(), 0, 4, db, 0, "", func() {})
+			require.NoError(t, err)
+			t.Cleanup(d.Close)
+			now := w.Now
+			for range 100 {
+				now = now.Add(50 * time.Millisecond)
+				require.NoError(t, d.Advance(now))
+				_, _, _, err := d.End(true)
+				require.NoError(t, err)
+				w.quiet()
+			}
+			require.Len(t, w.receiver.sent(), 1, "the delivery that waits is sent")
+		})
+	}
+}
+
+// restoreCold fills a store as a restore does: states that have been deleted since, and one that waits.
+func restoreCold(t *testing.T, w *world, db *store.DB, ep string, stale int) {
+	t.Helper()
+	index := w.d.Spec().Stores[0].Index
+	p, err := db.Acquire(0, []string{schemas.Retries})
+	require.NoError(t, err)
+	b := p.Batch()
+	put := func(delivery string, due time.Time) {
+		state, err := proto.Marshal(&webhooksv1.WaitingState{
+			EndpointId: ep, DueUnixMs: due.UnixMilli(), OrganizationId: org, EventId: "evt", EventType: "x",
+			Reason: webhooksv1.WaitingReason_WAITING_REASON_BACKOFF, Attempts: 1, ScheduleStep: 1,
+		})
+		require.NoError(t, err)
+		key := []byte("s/" + delivery)
+		b.Put(0, key, state)
+		index(key, state, func(k []byte) { b.PutIndex(0, k) })
+	}
+	for i := range stale {
+		delivery := fmt.Sprintf("dlv_old%05d", i)
+		put(delivery, w.Now.Add(-time.Hour+time.Duration(i)*time.Millisecond))
+		b.Delete(0, []byte("s/"+delivery))
+	}
+	put("dlv_live", w.Now.Add(-time.Minute))
+	payload, err := proto.Marshal(&webhooksv1.WaitingPayload{
+		Event: &webhooksv1.OutboundEvent{Id: "evt", OrganizationId: org, Type: "x", Body: []byte(`{"id":"x"}`)},
+	})
+	require.NoError(t, err)
+	b.Put(0, []byte("p/dlv_live"), payload)
+	require.NoError(t, b.Commit())
+}
