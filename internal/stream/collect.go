@@ -177,7 +177,7 @@ func (s *session) drainBacklog(o *owned, b *batch) error {
 
 // mayTake reports that one more record may be processed in this transaction.
 func (o *owned) mayTake() bool {
-	if o.spec.Window > 0 && (!o.claimed || o.track.spent >= maxAhead) {
+	if o.spec.Window > 0 && (!o.claimed || o.track.spent >= o.allowed) {
 		return false
 	}
 	return !o.full()

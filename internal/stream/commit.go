@@ -220,7 +220,7 @@ func (s *session) committed(parts []*owned, last [][]*kgo.Record, id uint64, n i
 		}
 		s.g.metrics.inputs.Add(float64(o.track.spent))
 		err := errors.Join(o.apply(ends), o.refresh(now))
-		o.claimed, o.last = true, id
+		o.announced(id)
 		o.settle(true)
 		if errors.Is(err, store.ErrSuperseded) {
 			s.give(o)

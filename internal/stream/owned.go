@@ -31,9 +31,11 @@ type owned struct {
 	fetched      position
 	end          int64 // of the input's partition, as last seen
 	paused       bool
-	// claimed tells that a commit of this owner has announced what it may start; before that a tracked group takes
-	// nothing: after a crash the next owner would not know that anything was started.
+	// claimed tells that a commit of this owner has announced what it may start, and allowed how many records that are
+	// until the next commit. Before the claim a tracked group takes nothing: after a crash the next owner would not know
+	// that anything was started.
 	claimed bool
+	allowed int
 	// handover and clean are set when the partition is given up: the last commit says that nothing is in flight.
 	handover, clean bool
 	// last is the transaction that committed last, as its metadata names it.
@@ -140,6 +142,12 @@ func (o *owned) apply(ends []store.Position) error {
 		return b.Close()
 	}
 	return b.Commit()
+}
+
+// announced notes that a commit stands in Kafka, and with it what may be taken until the next. It is called before
+// settle, on the same transaction that the commit's metadata was made of.
+func (o *owned) announced(id uint64) {
+	o.claimed, o.allowed, o.last = true, o.ahead(), id
 }
 
 // settle ends the transaction for this partition.

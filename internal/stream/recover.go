@@ -28,7 +28,7 @@ func (s *session) lookBack(parts []*owned, id uint64) (committed bool, err error
 		return false, fmt.Errorf("restore after a transaction whose answer was lost: %w", err)
 	}
 	for _, o := range parts {
-		o.claimed, o.last = true, id
+		o.announced(id)
 		o.settle(true)
 	}
 	s.progress = true

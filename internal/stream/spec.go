@@ -2,9 +2,13 @@ package stream
 
 import "fmt"
 
-// maxAhead is how many records of a partition a tracked group takes in one transaction: a new owner after a crash must
-// suspect that many of having been started.
-const maxAhead = 256
+// A new owner after a crash must suspect every record that the old one could have taken since its last commit, so each
+// commit of a tracked group announces how many these are. The number follows the load: a partition with little traffic
+// leaves few in doubt, a busy one is at maxAhead after five transactions.
+const (
+	minAhead = 8
+	maxAhead = 256
+)
 
 func (s *Spec) check() error {
 	switch {
@@ -26,10 +30,10 @@ func (s *Spec) topics() []string {
 	return topics
 }
 
-// ahead is how many records may be taken before the next commit.
+// ahead is how many records may be taken between the open transaction's commit and the next: twice what this one took.
 func (o *owned) ahead() int {
 	if o.spec.Window == 0 {
 		return 0
 	}
-	return maxAhead
+	return min(max(2*o.track.spent, minAhead), maxAhead)
 }
