@@ -12,16 +12,14 @@ package commands
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net/http"
 	"time"
 
-	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/valyala/fasthttp"
-	"google.golang.org/protobuf/proto"
 
 	"github.com/betterdata/webhooks/ingest/produce"
+	"github.com/betterdata/webhooks/internal/cloudevent"
 	"github.com/betterdata/webhooks/internal/httpapi"
 	"github.com/betterdata/webhooks/internal/id"
 	"github.com/betterdata/webhooks/internal/kafka"
@@ -124,7 +122,7 @@ type owner struct{ topic, routingKey string }
 func ofOrganization(org string) owner { return owner{schemas.Inbound, org} }
 
 func ofAccount(source, account string) owner {
-	return owner{schemas.InboundUnrouted, source + "/" + account}
+	return owner{schemas.InboundUnrouted, schemas.AccountKey(source, account)}
 }
 
 // command is a command of the request's principal, with its id.
@@ -142,16 +140,16 @@ func (c *Commands) carryOut(to owner, cmd *webhooksv1.Command) (*webhooksv1.Comm
 	if err := c.Check(context.Background()); err != nil {
 		return nil, httpapi.Unavailable("unavailable", "The service is starting. Send the request again.")
 	}
-	value, err := proto.Marshal(cmd)
+	record, err := cloudevent.Command(cmd)
 	if err != nil {
-		return nil, fmt.Errorf("encode command %s: %w", cmd.Id, err)
+		return nil, err
 	}
 	outcome, forget := c.outcomes.expect(cmd.Id)
 	defer forget()
 	timer := time.NewTimer(c.cfg.Wait)
 	defer timer.Stop()
 	if err := c.deps.Sender.Send(produce.Record{
-		Topic: to.topic, RoutingKey: to.routingKey, Value: value, Headers: commandHeaders(cmd),
+		Topic: to.topic, RoutingKey: to.routingKey, Value: record.Value, Headers: record.Headers,
 	}); err != nil {
 		c.deps.Log.Warn("command not stored", "org", cmd.OrganizationId, "topic", to.topic, "error", err)
 		return nil, httpapi.Unavailable("unavailable", "The change could not be stored in time. Look whether it was made, or send it again.")
@@ -165,20 +163,6 @@ func (c *Commands) carryOut(to owner, cmd *webhooksv1.Command) (*webhooksv1.Comm
 	case <-timer.C:
 		return nil, errPending
 	}
-}
-
-func commandHeaders(cmd *webhooksv1.Command) []kgo.RecordHeader {
-	issued := httpapi.FormatTime(time.UnixMilli(cmd.IssuedUnixMs))
-	headers := []kgo.RecordHeader{}
-	for _, h := range [...][2]string{
-		{schemas.HeaderSpecVersion, schemas.SpecVersion}, {schemas.HeaderID, cmd.Id},
-		{schemas.HeaderSource, schemas.SourceManagement}, {schemas.HeaderType, schemas.TypeCommand},
-		{schemas.HeaderTime, issued}, {schemas.HeaderAcceptedAt, issued},
-		{schemas.HeaderContentType, schemas.ContentTypeProtobuf}, {schemas.HeaderOrganization, cmd.OrganizationId},
-	} {
-		headers = append(headers, kgo.RecordHeader{Key: h[0], Value: []byte(h[1])})
-	}
-	return headers
 }
 
 // accepted answers 202: what the command changes is at location once it is done.

@@ -21,11 +21,9 @@ import (
 	"github.com/betterdata/webhooks/internal/id"
 	"github.com/betterdata/webhooks/internal/resource"
 	"github.com/betterdata/webhooks/internal/seal"
+	"github.com/betterdata/webhooks/schemas"
 	webhooksv1 "github.com/betterdata/webhooks/schemas/webhooks/v1"
 )
-
-// EventEndpointDisabled is the type of the event that tells an organization that an endpoint was disabled for it.
-const EventEndpointDisabled = "endpoint.disabled"
 
 // State is the store `endpoints` as the open transaction sees it.
 type State interface {
@@ -290,9 +288,9 @@ func disabledEvent(org, commandID string, e *webhooksv1.Endpoint) (*Event, error
 		DisabledAt *string `json:"disabledAt"`
 	}{e.Id, e.DisabledReason, httpapi.Time(e.DisabledUnixMs)})
 	if err != nil {
-		return nil, fmt.Errorf("encode %s of %s: %w", EventEndpointDisabled, e.Id, err)
+		return nil, fmt.Errorf("encode %s of %s: %w", schemas.TypeEndpointDisabled, e.Id, err)
 	}
 	return &Event{
-		ID: id.Derive(id.Event, EventEndpointDisabled, org, commandID), Type: EventEndpointDisabled, Subject: e.Id, Data: data,
+		ID: id.Derive(id.Event, schemas.TypeEndpointDisabled, org, commandID), Type: schemas.TypeEndpointDisabled, Subject: e.Id, Data: data,
 	}, nil
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/betterdata/webhooks/internal/resource"
 	"github.com/betterdata/webhooks/internal/seal"
 	"github.com/betterdata/webhooks/processor/commands"
+	"github.com/betterdata/webhooks/schemas"
 	webhooksv1 "github.com/betterdata/webhooks/schemas/webhooks/v1"
 )
 
@@ -260,7 +261,7 @@ func TestDisable(t *testing.T) {
 	result := w.disable(e.Id, e.Version, "gone")
 	require.Equal(t, "gone", result.Outcome.GetEndpoint().GetDisabledReason())
 	require.False(t, w.stored(e.Id).Enabled)
-	require.Equal(t, commands.EventEndpointDisabled, result.Event.Type)
+	require.Equal(t, schemas.TypeEndpointDisabled, result.Event.Type)
 	require.True(t, id.Valid(id.Event, result.Event.ID))
 	require.JSONEq(t, `{"endpointId":"`+e.Id+`","reason":"gone","disabledAt":"2023-11-14T22:13:20.000Z"}`, string(result.Event.Data))
 

@@ -7,6 +7,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/betterdata/webhooks/internal/httpapi"
+	"github.com/betterdata/webhooks/schemas"
 	webhooksv1 "github.com/betterdata/webhooks/schemas/webhooks/v1"
 )
 
@@ -17,7 +18,7 @@ type organization struct {
 	nowMS int64
 }
 
-func (o *organization) key(endpointID string) []byte { return []byte(o.id + "/" + endpointID) }
+func (o *organization) key(endpointID string) []byte { return schemas.EndpointKey(o.id, endpointID) }
 
 // endpoint is nil when the organization has none with that id.
 func (o *organization) endpoint(endpointID string) (*webhooksv1.Endpoint, error) {

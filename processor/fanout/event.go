@@ -2,17 +2,16 @@ package fanout
 
 import (
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/go-json-experiment/json/jsontext"
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"github.com/betterdata/webhooks/internal/cloudevent"
 	"github.com/betterdata/webhooks/internal/eventfilter"
 	"github.com/betterdata/webhooks/internal/httpapi"
 	"github.com/betterdata/webhooks/internal/id"
 	"github.com/betterdata/webhooks/internal/jsonscan"
-	"github.com/betterdata/webhooks/schemas"
 )
 
 // schemaVersion is that of every public event type.
@@ -20,13 +19,8 @@ const schemaVersion = 1
 
 // event is a record of `events`, read.
 type event struct {
-	id, organization, eventType, source, subject string
-	correlationID, causationID                   string
-	causeSource, causeEventID                    string
-	occurredMS, acceptedMS                       int64
-	endpointSet                                  uint64
-	loopID                                       string
-	data                                         []byte
+	*cloudevent.Event
+	loopID string
 
 	body []byte
 	// decoded is body as filters see it, once one has asked.
@@ -46,83 +40,40 @@ const (
 
 // readEvent reads a record; reason is "" when it can be used.
 func readEvent(in *kgo.Record) (e *event, reason string) {
-	e = &event{data: in.Value}
-	occurred := ""
-	accepted := in.Timestamp
-	for _, h := range in.Headers {
-		switch h.Key {
-		case schemas.HeaderID:
-			e.id = text(h.Value)
-		case schemas.HeaderOrganization:
-			e.organization = text(h.Value)
-		case schemas.HeaderType:
-			e.eventType = text(h.Value)
-		case schemas.HeaderSource:
-			e.source = text(h.Value)
-		case schemas.HeaderSubject:
-			e.subject = text(h.Value)
-		case schemas.HeaderTime:
-			occurred = string(h.Value)
-		case schemas.HeaderAcceptedAt:
-			accepted = timeOr(string(h.Value), accepted)
-		case schemas.HeaderCorrelationID:
-			e.correlationID = text(h.Value)
-		case schemas.HeaderCausationID:
-			e.causationID = text(h.Value)
-		case schemas.HeaderCauseSource:
-			e.causeSource = text(h.Value)
-		case schemas.HeaderCauseEventID:
-			e.causeEventID = text(h.Value)
-		case schemas.HeaderEndpointSet:
-			// Absent or unreadable: the event was not made in its organization's partition, and there is nothing to wait for.
-			e.endpointSet, _ = strconv.ParseUint(string(h.Value), 10, 64)
-		}
-	}
-	e.acceptedMS = accepted.UnixMilli()
-	e.occurredMS = timeOr(occurred, accepted).UnixMilli()
+	e = &event{Event: cloudevent.ReadEvent(in)}
 	var loopID [1]jsonscan.Value
-	if loopIDPath.Scan(e.data, loopID[:]) != nil {
+	if loopIDPath.Scan(e.Data, loopID[:]) != nil {
 		return e, reasonMalformed
 	}
 	e.loopID = loopID[0].String()
 	switch {
-	case !id.ValidOrg(e.organization):
+	case !id.ValidOrg(e.Organization):
 		return e, reasonNoOrganization
-	case e.id == "":
+	case e.ID == "":
 		return e, reasonNoID
-	case e.eventType == "":
+	case e.Type == "":
 		return e, reasonNoType
-	case len(e.data) > maxData:
+	case len(e.Data) > maxData:
 		return e, reasonTooLarge
 	}
 	e.body = e.encode()
 	return e, ""
 }
 
-// text reads a header's value. Records of ours are UTF-8; another byte must not make a row that does not encode.
-func text(value []byte) string { return strings.ToValidUTF8(string(value), "\ufffd") }
-
-func timeOr(text string, otherwise time.Time) time.Time {
-	if at, err := time.Parse(time.RFC3339Nano, text); err == nil {
-		return at
-	}
-	return otherwise
-}
-
 // encode builds the body of the request: the members in the order that the contract lists them, the data as it came.
 // The same event always gives the same bytes.
 func (e *event) encode() []byte {
-	b := make([]byte, 0, 512+len(e.data))
-	b = appendText(append(b, `{"id":`...), e.id)
-	b = appendText(append(b, `,"type":`...), e.eventType)
-	b = appendText(append(b, `,"timestamp":`...), httpapi.FormatTime(time.UnixMilli(e.occurredMS)))
-	b = appendText(append(b, `,"organizationId":`...), e.organization)
-	b = appendTextOrNull(append(b, `,"source":`...), e.source)
-	b = appendTextOrNull(append(b, `,"subject":`...), e.subject)
-	b = appendTextOrNull(append(b, `,"correlationId":`...), e.correlationID)
-	b = appendTextOrNull(append(b, `,"causationId":`...), e.causationID)
+	b := make([]byte, 0, 512+len(e.Data))
+	b = appendText(append(b, `{"id":`...), e.ID)
+	b = appendText(append(b, `,"type":`...), e.Type)
+	b = appendText(append(b, `,"timestamp":`...), httpapi.FormatTime(time.UnixMilli(e.OccurredUnixMS)))
+	b = appendText(append(b, `,"organizationId":`...), e.Organization)
+	b = appendTextOrNull(append(b, `,"source":`...), e.Source)
+	b = appendTextOrNull(append(b, `,"subject":`...), e.Subject)
+	b = appendTextOrNull(append(b, `,"correlationId":`...), e.CorrelationID)
+	b = appendTextOrNull(append(b, `,"causationId":`...), e.CausationID)
 	b = strconv.AppendInt(append(b, `,"schemaVersion":`...), schemaVersion, 10)
-	b = append(append(b, `,"data":`...), e.data...)
+	b = append(append(b, `,"data":`...), e.Data...)
 	return append(b, '}')
 }
 

@@ -11,6 +11,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/betterdata/webhooks/internal/eventfilter"
+	"github.com/betterdata/webhooks/schemas"
 	webhooksv1 "github.com/betterdata/webhooks/schemas/webhooks/v1"
 )
 
@@ -212,12 +213,9 @@ func (m *matcher) targetOf(e *webhooksv1.Endpoint) target {
 	return t
 }
 
-// operational types are sent only to who names them, or the beginning of their name.
-var operational = []string{"endpoint.disabled", "delivery.exhausted"}
-
 // wantsType reports whether a pattern matches.
 func (t *target) wantsType(eventType string) bool {
-	if t.all && !slices.Contains(operational, eventType) {
+	if t.all && !schemas.Operational(eventType) {
 		return true
 	}
 	return slices.Contains(t.exact, eventType) ||

@@ -23,12 +23,6 @@ const maxTargets = 2000
 // maxData bounds an event's data, so that it fits into one record with its attributes and maxTargets targets.
 const maxData = stream.MaxOutput - 512<<10
 
-// Statuses of first rows.
-const (
-	statusWaiting   = "waiting"
-	statusUnmatched = "unmatched"
-)
-
 // task is the logic of one partition of `events`. It keeps no state.
 type task struct {
 	*Fanout
@@ -62,14 +56,14 @@ func (t *task) Process(tx *stream.Tx, in *kgo.Record) error {
 	}
 	t.held = append(t.held, h)
 	// Before the endpoints are looked at again: a change in between is not missed.
-	t.matcher.waits(t, t.held[0].event.organization)
+	t.matcher.waits(t, t.held[0].event.Organization)
 	return nil
 }
 
 // fanOut does an event's work, unless the copy of the endpoints is older than the event.
 func (t *task) fanOut(tx *stream.Tx, h *heldEvent) (done bool, err error) {
-	set, err := t.matcher.current(h.event.organization)
-	if err != nil || set.version < h.event.endpointSet {
+	set, err := t.matcher.current(h.event.Organization)
+	if err != nil || set.version < h.event.EndpointSet {
 		return false, err
 	}
 	f := fanning{task: t, tx: tx, event: h.event, set: set, nowMS: tx.Now().UnixMilli()}
@@ -83,23 +77,23 @@ func (t *task) fanOut(tx *stream.Tx, h *heldEvent) (done bool, err error) {
 // bury puts an event that cannot be fanned out where it can be looked at. Events are made by us: it is a mistake of
 // ours.
 func (t *task) bury(tx *stream.Tx, e *event, reason string) error {
-	t.log.Error("event cannot be fanned out", "org", e.organization, "event_id", e.id, "partition", t.partition.ID(), "reason", reason)
+	t.log.Error("event cannot be fanned out", "org", e.Organization, "event_id", e.ID, "partition", t.partition.ID(), "reason", reason)
 	t.tally.dead++
-	body := e.data
+	body := e.Data
 	if len(body) > maxData {
 		body = nil
 	}
 	letter, err := proto.Marshal(&webhooksv1.DeadInbound{
 		Event: &webhooksv1.InboundRow{
-			Source: e.source, SourceEventId: e.id, EventId: e.id, OrganizationId: e.organization, Type: e.eventType,
-			Outcome: "dead", Reason: reason, ReceivedUnixMs: e.acceptedMS,
+			Source: e.Source, SourceEventId: e.ID, EventId: e.ID, OrganizationId: e.Organization, Type: e.Type,
+			Outcome: schemas.OutcomeDead, Reason: reason, ReceivedUnixMs: e.AcceptedUnixMS,
 		},
 		Body: body,
 	})
 	if err != nil {
-		return fmt.Errorf("encode dead letter of event %q: %w", e.id, err)
+		return fmt.Errorf("encode dead letter of event %q: %w", e.ID, err)
 	}
-	tx.Emit(schemas.InboundDead, e.organization, &kgo.Record{Key: []byte(e.id), Value: letter})
+	tx.Emit(schemas.InboundDead, e.Organization, &kgo.Record{Key: []byte(e.ID), Value: letter})
 	return nil
 }
 
@@ -114,7 +108,7 @@ func (t *task) Advance(tx *stream.Tx, now time.Time) error {
 			return err
 		}
 		if !done {
-			t.matcher.waits(t, h.event.organization)
+			t.matcher.waits(t, h.event.Organization)
 			t.noticeStall(h, now)
 			return nil
 		}
@@ -131,8 +125,8 @@ func (t *task) noticeStall(h *heldEvent, now time.Time) {
 	}
 	if now.Sub(h.noticed) >= stallNotice {
 		h.noticed = now
-		t.log.Warn("fan-out waits for its copy of the endpoints", "org", h.event.organization, "event_id", h.event.id,
-			"version", h.event.endpointSet, "partition", t.partition.ID(), "for", now.Sub(h.since))
+		t.log.Warn("fan-out waits for its copy of the endpoints", "org", h.event.Organization, "event_id", h.event.ID,
+			"version", h.event.EndpointSet, "partition", t.partition.ID(), "for", now.Sub(h.since))
 	}
 	t.partition.WakeAt(h.noticed.Add(stallNotice))
 }
@@ -205,7 +199,7 @@ func (f *fanning) run() error {
 	}
 	if f.matched+f.disabled == 0 {
 		// The row that says that nobody wanted the event.
-		if err := f.row("", statusUnmatched); err != nil {
+		if err := f.row("", schemas.DeliveryUnmatched); err != nil {
 			return err
 		}
 	}
@@ -218,7 +212,7 @@ func (f *fanning) run() error {
 
 // wants reports whether the endpoint matches, enabled or not.
 func (f *fanning) wants(t *target) bool {
-	if !t.wantsType(f.event.eventType) || !t.wantsLoop(f.event.loopID) {
+	if !t.wantsType(f.event.Type) || !t.wantsLoop(f.event.loopID) {
 		return false
 	}
 	return !t.filtered || f.passes(t.filter)
@@ -248,7 +242,7 @@ func (f *fanning) passes(filter *eventfilter.Filter) bool {
 func (f *fanning) take(t *target) error {
 	if !t.enabled {
 		f.disabled++
-		return f.row(t.id, statusUnmatched)
+		return f.row(t.id, schemas.DeliveryUnmatched)
 	}
 	f.matched++
 	partition := f.partition.PartitionOf(t.id)
@@ -261,48 +255,48 @@ func (f *fanning) take(t *target) error {
 	f.byPartition[partition] = append(f.byPartition[partition], &webhooksv1.Target{
 		DeliveryId: f.deliveryID(t.id), EndpointId: t.id, EndpointVersion: t.version,
 	})
-	return f.row(t.id, statusWaiting)
+	return f.row(t.id, schemas.DeliveryWaiting)
 }
 
 func (f *fanning) deliveryID(endpointID string) string {
-	return id.Derive(id.Delivery, f.event.id, endpointID, "")
+	return id.Derive(id.Delivery, f.event.ID, endpointID, "")
 }
 
 // row writes version 1 of a row of `deliveries`; later ones are the deliverer's.
 func (f *fanning) row(endpointID, status string) error {
 	row := &webhooksv1.DeliveryRow{
-		DeliveryId: f.deliveryID(endpointID), OrganizationId: f.event.organization, EndpointId: endpointID, EventId: f.event.id,
-		EventType: f.event.eventType, Status: status, AcceptedUnixMs: f.event.acceptedMS, Version: 1, CreatedUnixMs: f.nowMS,
+		DeliveryId: f.deliveryID(endpointID), OrganizationId: f.event.Organization, EndpointId: endpointID, EventId: f.event.ID,
+		EventType: f.event.Type, Status: status, AcceptedUnixMs: f.event.AcceptedUnixMS, Version: 1, CreatedUnixMs: f.nowMS,
 	}
 	routingKey := endpointID
 	switch {
-	case status == statusWaiting:
+	case status == schemas.DeliveryWaiting:
 		row.NextAttemptUnixMs = f.nowMS
 	case endpointID == "":
-		routingKey = f.event.organization
+		routingKey = f.event.Organization
 	}
 	return f.emit(schemas.DeliveryRows, routingKey, row.DeliveryId, row)
 }
 
 func (f *fanning) eventRow() error {
 	e := f.event
-	return f.emit(schemas.EventRows, e.organization, e.id, &webhooksv1.EventRow{
-		EventId: e.id, OrganizationId: e.organization, Type: e.eventType, Source: e.source, Subject: e.subject,
-		OccurredUnixMs: e.occurredMS, AcceptedUnixMs: e.acceptedMS, CauseSource: e.causeSource, CauseEventId: e.causeEventID,
-		CorrelationId: e.correlationID, CausationId: e.causationID, SchemaVersion: schemaVersion, Matched: uint32(f.matched), Data: e.data,
+	return f.emit(schemas.EventRows, e.Organization, e.ID, &webhooksv1.EventRow{
+		EventId: e.ID, OrganizationId: e.Organization, Type: e.Type, Source: e.Source, Subject: e.Subject,
+		OccurredUnixMs: e.OccurredUnixMS, AcceptedUnixMs: e.AcceptedUnixMS, CauseSource: e.CauseSource, CauseEventId: e.CauseEventID,
+		CorrelationId: e.CorrelationID, CausationId: e.CausationID, SchemaVersion: schemaVersion, Matched: uint32(f.matched), Data: e.Data,
 	})
 }
 
 // deliveries writes what the deliverers work from.
 func (f *fanning) deliveries() error {
 	event := &webhooksv1.OutboundEvent{
-		Id: f.event.id, OrganizationId: f.event.organization, Type: f.event.eventType, AcceptedUnixMs: f.event.acceptedMS, Body: f.event.body,
+		Id: f.event.ID, OrganizationId: f.event.Organization, Type: f.event.Type, AcceptedUnixMs: f.event.AcceptedUnixMS, Body: f.event.body,
 	}
 	for _, partition := range f.partitions {
 		targets := f.byPartition[partition]
 		for len(targets) > 0 {
 			n := min(len(targets), maxTargets)
-			err := f.emit(schemas.Deliveries, targets[0].EndpointId, f.event.id, &webhooksv1.Deliveries{
+			err := f.emit(schemas.Deliveries, targets[0].EndpointId, f.event.ID, &webhooksv1.Deliveries{
 				Event: event, EndpointSetVersion: f.set.version, Targets: targets[:n], CreatedUnixMs: f.nowMS,
 			})
 			if err != nil {
@@ -317,7 +311,7 @@ func (f *fanning) deliveries() error {
 func (f *fanning) emit(topic, routingKey, key string, m proto.Message) error {
 	value, err := proto.Marshal(m)
 	if err != nil {
-		return fmt.Errorf("encode %s of event %s: %w", topic, f.event.id, err)
+		return fmt.Errorf("encode %s of event %s: %w", topic, f.event.ID, err)
 	}
 	f.tx.Emit(topic, routingKey, &kgo.Record{Key: []byte(key), Value: value})
 	return nil

@@ -3,6 +3,7 @@ package inbound
 import (
 	"google.golang.org/protobuf/proto"
 
+	"github.com/betterdata/webhooks/internal/cloudevent"
 	"github.com/betterdata/webhooks/internal/id"
 	"github.com/betterdata/webhooks/internal/stream"
 	"github.com/betterdata/webhooks/processor/commands"
@@ -38,19 +39,19 @@ func (t *task) command(tx *stream.Tx, e *event) (result, error) {
 			return 0, err
 		}
 		now := tx.Now().UnixMilli()
-		tx.Emit(schemas.Events, cmd.OrganizationId, (&outgoing{
-			id:           r.Event.ID,
-			eventType:    r.Event.Type,
-			source:       "/endpoints",
-			subject:      r.Event.Subject,
-			organization: cmd.OrganizationId,
-			occurredMS:   now,
-			acceptedMS:   now,
-			causeSource:  schemas.SourceManagement,
-			causeEventID: cmd.Id,
-			endpointSet:  set,
-			data:         r.Event.Data,
-		}).record())
+		tx.Emit(schemas.Events, cmd.OrganizationId, (&cloudevent.Event{
+			ID:             r.Event.ID,
+			Type:           r.Event.Type,
+			Source:         "/endpoints",
+			Subject:        r.Event.Subject,
+			Organization:   cmd.OrganizationId,
+			OccurredUnixMS: now,
+			AcceptedUnixMS: now,
+			CauseSource:    schemas.SourceManagement,
+			CauseEventID:   cmd.Id,
+			EndpointSet:    set,
+			Data:           r.Event.Data,
+		}).Record())
 	}
 	if r.Outcome.GetRefusal() != nil {
 		return refused, nil

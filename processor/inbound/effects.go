@@ -7,6 +7,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/betterdata/webhooks/internal/cloudevent"
 	"github.com/betterdata/webhooks/internal/id"
 	"github.com/betterdata/webhooks/internal/stream"
 	"github.com/betterdata/webhooks/processor/billing"
@@ -14,9 +15,6 @@ import (
 	"github.com/betterdata/webhooks/schemas"
 	webhooksv1 "github.com/betterdata/webhooks/schemas/webhooks/v1"
 )
-
-// eventUpdated is the public event type of a change of a snapshot.
-const eventUpdated = "subscription.updated"
 
 // billing applies one of the five events.
 func (t *task) billing(tx *stream.Tx, e *event) (result, error) {
@@ -127,22 +125,23 @@ func (t *task) effectsOf(tx *stream.Tx, organization string, r *billing.Result) 
 	for _, u := range r.Updates {
 		data, err := json.Marshal(u.Data())
 		if err != nil {
-			return e, fmt.Errorf("encode %s of %s: %w", eventUpdated, organization, err)
+			return e, fmt.Errorf("encode %s of %s: %w", schemas.TypeSubscriptionUpdated, organization, err)
 		}
-		e.events = append(e.events, (&outgoing{
-			id:           id.Derive(id.Event, eventUpdated, organization, u.CauseEventID),
-			eventType:    eventUpdated,
-			source:       "/billing",
-			subject:      u.SubscriptionID,
-			organization: organization,
-			occurredMS:   u.OccurredUnixMS,
-			acceptedMS:   u.AcceptedUnixMS,
-			causationID:  u.CauseEventID,
-			causeSource:  u.Snapshot.Cause.Source,
-			causeEventID: u.Snapshot.Cause.EventId,
-			endpointSet:  set,
-			data:         data,
-		}).record())
+		e.events = append(e.events, (&cloudevent.Event{
+			ID:             id.Derive(id.Event, schemas.TypeSubscriptionUpdated, organization, u.CauseEventID),
+			Type:           schemas.TypeSubscriptionUpdated,
+			Source:         "/billing",
+			Subject:        u.SubscriptionID,
+			Organization:   organization,
+			OccurredUnixMS: u.OccurredUnixMS,
+			AcceptedUnixMS: u.AcceptedUnixMS,
+			CorrelationID:  u.CauseEventID,
+			CausationID:    u.CauseEventID,
+			CauseSource:    u.Snapshot.Cause.Source,
+			CauseEventID:   u.Snapshot.Cause.EventId,
+			EndpointSet:    set,
+			Data:           data,
+		}).Record())
 	}
 	return e, nil
 }

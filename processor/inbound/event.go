@@ -1,11 +1,11 @@
 package inbound
 
 import (
-	"strings"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"github.com/betterdata/webhooks/internal/cloudevent"
 	"github.com/betterdata/webhooks/schemas"
 )
 
@@ -27,25 +27,20 @@ func read(in *kgo.Record) event {
 	for _, h := range in.Headers {
 		switch h.Key {
 		case schemas.HeaderSource:
-			e.source = text(h.Value)
+			e.source = cloudevent.Text(h.Value)
 		case schemas.HeaderID:
-			e.id = text(h.Value)
+			e.id = cloudevent.Text(h.Value)
 		case schemas.HeaderType:
-			e.eventType = text(h.Value)
+			e.eventType = cloudevent.Text(h.Value)
 		case schemas.HeaderEventID:
-			e.eventID = text(h.Value)
+			e.eventID = cloudevent.Text(h.Value)
 		case schemas.HeaderAccount:
-			e.account = text(h.Value)
+			e.account = cloudevent.Text(h.Value)
 		case schemas.HeaderOrganization:
-			e.organization = text(h.Value)
+			e.organization = cloudevent.Text(h.Value)
 		case schemas.HeaderAcceptedAt:
-			if at, err := time.Parse(time.RFC3339Nano, string(h.Value)); err == nil {
-				e.acceptedAt = at
-			}
+			e.acceptedAt = cloudevent.Time(h.Value, e.acceptedAt)
 		}
 	}
 	return e
 }
-
-// text is a header's value; Protocol Buffers refuse what is not UTF-8.
-func text(value []byte) string { return strings.ToValidUTF8(string(value), "\uFFFD") }

@@ -167,14 +167,14 @@ func TestASubscriptionEventTakesEffect(t *testing.T) {
 	require.Len(t, events, 1)
 	cause := id.Derive(id.Event, schemas.SourceStripe, "evt_a")
 	for header, want := range map[string]string{
-		schemas.HeaderID:           id.Derive(id.Event, eventUpdated, org, cause),
-		schemas.HeaderType:         eventUpdated,
+		schemas.HeaderID:           id.Derive(id.Event, schemas.TypeSubscriptionUpdated, org, cause),
+		schemas.HeaderType:         schemas.TypeSubscriptionUpdated,
 		schemas.HeaderSubject:      "sub_1",
 		schemas.HeaderOrganization: org,
 		schemas.HeaderCausationID:  cause,
 		schemas.HeaderCauseSource:  schemas.SourceStripe,
 		schemas.HeaderCauseEventID: "evt_a",
-		schemas.HeaderEndpointSet:  "0",
+		schemas.HeaderEndpointSet: "",
 		schemas.HeaderAcceptedAt:   "2026-01-01T00:00:00.000Z",
 	} {
 		require.Equal(t, want, kafka.ReadHeader(events[0].Headers, header), header)
@@ -400,7 +400,7 @@ func TestCommandsAreAnswered(t *testing.T) {
 		DisableEndpoint: &webhooksv1.DisableEndpoint{EndpointId: endpoint, JudgedVersion: 1, Reason: "gone"},
 	}}
 	out = r.Process(command(t, disable))
-	require.Equal(t, commands.EventEndpointDisabled, kafka.ReadHeader(out.Topic(schemas.Events)[0].Headers, schemas.HeaderType))
+	require.Equal(t, schemas.TypeEndpointDisabled, kafka.ReadHeader(out.Topic(schemas.Events)[0].Headers, schemas.HeaderType))
 
 	remove := &webhooksv1.Command{Id: id.New(id.Command), OrganizationId: org, Action: &webhooksv1.Command_DeleteEndpoint{
 		DeleteEndpoint: &webhooksv1.DeleteEndpoint{EndpointId: id.New(id.Endpoint)},

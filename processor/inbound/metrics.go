@@ -24,7 +24,10 @@ const (
 )
 
 // names are the labels; refused is a command's, forwarded an event's whose account was moved.
-var names = [results]string{"processed", "stale", "duplicate", "ignored", "dead", "refused", "forwarded"}
+var names = [results]string{
+	schemas.OutcomeProcessed, schemas.OutcomeStale, schemas.OutcomeDuplicate, schemas.OutcomeIgnored, schemas.OutcomeDead,
+	"refused", "forwarded",
+}
 
 // otherType stands for the types that are not handled: a label never comes from outside.
 const otherType = "other"

@@ -8,6 +8,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/betterdata/webhooks/internal/cloudevent"
 	"github.com/betterdata/webhooks/internal/id"
 	"github.com/betterdata/webhooks/internal/stream"
 	"github.com/betterdata/webhooks/processor/billing"
@@ -167,33 +168,16 @@ func moveOf(tx *stream.Tx, cmd *webhooksv1.Command, account string) billing.Move
 
 // hand sends a command to the owner of its organization.
 func (t *task) hand(tx *stream.Tx, cmd *webhooksv1.Command) {
-	value, err := proto.Marshal(cmd)
+	r, err := cloudevent.Command(cmd)
 	if err != nil {
 		panic("BUG: a command does not encode: " + err.Error())
 	}
-	tx.Emit(schemas.Inbound, cmd.OrganizationId, &kgo.Record{
-		Key: []byte(cmd.OrganizationId), Value: value,
-		Headers: []kgo.RecordHeader{
-			{Key: schemas.HeaderSpecVersion, Value: []byte(schemas.SpecVersion)},
-			{Key: schemas.HeaderID, Value: []byte(cmd.Id)},
-			{Key: schemas.HeaderSource, Value: []byte(schemas.SourceManagement)},
-			{Key: schemas.HeaderType, Value: []byte(schemas.TypeCommand)},
-			{Key: schemas.HeaderContentType, Value: []byte(schemas.ContentTypeProtobuf)},
-			{Key: schemas.HeaderOrganization, Value: []byte(cmd.OrganizationId)},
-		},
-	})
+	tx.Emit(schemas.Inbound, cmd.OrganizationId, r)
 }
 
 // forward sends an event on to the organization that its account was moved to.
 func (t *task) forward(tx *stream.Tx, e *event, to string) result {
-	headers := make([]kgo.RecordHeader, 0, len(e.headers))
-	for _, h := range e.headers {
-		if h.Key != schemas.HeaderOrganization {
-			headers = append(headers, h)
-		}
-	}
-	headers = append(headers, kgo.RecordHeader{Key: schemas.HeaderOrganization, Value: []byte(to)})
-	r := &kgo.Record{Key: []byte(to), Value: e.body, Headers: headers}
+	r := &kgo.Record{Key: []byte(to), Value: e.body, Headers: cloudevent.WithOrganization(e.headers, to)}
 	if !stream.Fits(r) {
 		return t.bury(tx, e, reasonTooLarge)
 	}

@@ -1,9 +1,6 @@
 package inbound
 
 import (
-	"strconv"
-	"time"
-
 	"github.com/twmb/franz-go/pkg/kgo"
 	"google.golang.org/protobuf/proto"
 
@@ -61,42 +58,4 @@ func routing(e *event) string {
 		return e.organization
 	}
 	return e.eventID
-}
-
-// outgoing is an event for the log `events`: CloudEvents, binary mode.
-type outgoing struct {
-	id, eventType, source, subject         string
-	organization                           string
-	occurredMS, acceptedMS                 int64
-	causationID, causeSource, causeEventID string
-	endpointSet                            uint64
-	data                                   []byte
-}
-
-func (o *outgoing) record() *kgo.Record {
-	r := &kgo.Record{Key: []byte(o.organization), Value: o.data, Headers: make([]kgo.RecordHeader, 0, 14)}
-	set := func(key, value string) {
-		if value != "" {
-			r.Headers = append(r.Headers, kgo.RecordHeader{Key: key, Value: []byte(value)})
-		}
-	}
-	set(schemas.HeaderSpecVersion, schemas.SpecVersion)
-	set(schemas.HeaderID, o.id)
-	set(schemas.HeaderSource, o.source)
-	set(schemas.HeaderType, o.eventType)
-	set(schemas.HeaderTime, timeOf(o.occurredMS))
-	set(schemas.HeaderSubject, o.subject)
-	set(schemas.HeaderContentType, schemas.ContentTypeJSON)
-	set(schemas.HeaderOrganization, o.organization)
-	set(schemas.HeaderAcceptedAt, timeOf(o.acceptedMS))
-	set(schemas.HeaderCorrelationID, o.causationID)
-	set(schemas.HeaderCausationID, o.causationID)
-	set(schemas.HeaderCauseSource, o.causeSource)
-	set(schemas.HeaderCauseEventID, o.causeEventID)
-	set(schemas.HeaderEndpointSet, strconv.FormatUint(o.endpointSet, 10))
-	return r
-}
-
-func timeOf(unixMS int64) string {
-	return time.UnixMilli(unixMS).UTC().Format("2006-01-02T15:04:05.000Z")
 }

@@ -7,6 +7,7 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"github.com/betterdata/webhooks/internal/cloudevent"
 	"github.com/betterdata/webhooks/internal/id"
 	"github.com/betterdata/webhooks/internal/stream"
 	"github.com/betterdata/webhooks/processor/billing"
@@ -57,8 +58,7 @@ func (t *task) Process(tx *stream.Tx, in *kgo.Record) error {
 		what result
 		err  error
 	)
-	// The type alone would let a source's event pass for a command.
-	if e.eventType == schemas.TypeCommand && e.source == schemas.SourceManagement {
+	if cloudevent.IsCommand(e.source, e.eventType) {
 		what, err = t.command(tx, &e)
 	} else {
 		what, err = t.event(tx, &e)

@@ -7,6 +7,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/betterdata/webhooks/internal/cloudevent"
 	"github.com/betterdata/webhooks/internal/httpapi"
 	"github.com/betterdata/webhooks/internal/id"
 	"github.com/betterdata/webhooks/internal/resource"
@@ -27,12 +28,12 @@ func (u unit) command(in *kgo.Record, e *event) error {
 	switch action := cmd.Action.(type) {
 	case *webhooksv1.Command_CreateConnection:
 		wanted := action.CreateConnection.GetConnection()
-		account = accountKey(wanted.GetSource(), wanted.GetAccount())
+		account = schemas.AccountKey(wanted.GetSource(), wanted.GetAccount())
 		var made *webhooksv1.Connection
 		made, problem, err = u.connect(account, &cmd, action.CreateConnection)
 		outcome.Result = &webhooksv1.CommandOutcome_Connection{Connection: made}
 	case *webhooksv1.Command_DeleteConnection:
-		account = accountKey(action.DeleteConnection.Source, action.DeleteConnection.Account)
+		account = schemas.AccountKey(action.DeleteConnection.Source, action.DeleteConnection.Account)
 		problem, err = u.disconnect(account, &cmd, action.DeleteConnection)
 		outcome.Result = &webhooksv1.CommandOutcome_Deleted{Deleted: &webhooksv1.Deleted{}}
 	default:
@@ -104,18 +105,11 @@ func (u unit) tell(cmd *webhooksv1.Command, made, before *webhooksv1.Connection)
 			Source: made.Source, Account: made.Account, MovedUnixMs: made.CreatedUnixMs,
 		}}
 	}
-	value, err := proto.Marshal(told)
+	r, err := cloudevent.Command(told)
 	if err != nil {
-		return fmt.Errorf("encode command %s: %w", told.Id, err)
+		return err
 	}
-	u.tx.Emit(schemas.Inbound, org, &kgo.Record{Key: []byte(org), Value: value, Headers: []kgo.RecordHeader{
-		{Key: schemas.HeaderSpecVersion, Value: []byte(schemas.SpecVersion)},
-		{Key: schemas.HeaderID, Value: []byte(told.Id)},
-		{Key: schemas.HeaderSource, Value: []byte(schemas.SourceManagement)},
-		{Key: schemas.HeaderType, Value: []byte(schemas.TypeCommand)},
-		{Key: schemas.HeaderContentType, Value: []byte(schemas.ContentTypeProtobuf)},
-		{Key: schemas.HeaderOrganization, Value: []byte(org)},
-	}})
+	u.tx.Emit(schemas.Inbound, org, r)
 	return nil
 }
 

@@ -40,9 +40,7 @@ func readEvent(in *kgo.Record) event {
 }
 
 // key is the routing key of the event's account, and its key in `connections` and `routes`.
-func (e *event) key() string { return accountKey(e.source, e.account) }
-
-func accountKey(source, account string) string { return source + "/" + account }
+func (e *event) key() string { return schemas.AccountKey(e.source, e.account) }
 
 func (e *event) row(org, outcome, reason string) *webhooksv1.InboundRow {
 	return &webhooksv1.InboundRow{

@@ -27,6 +27,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"github.com/betterdata/webhooks/internal/cloudevent"
 	"github.com/betterdata/webhooks/internal/stream"
 	"github.com/betterdata/webhooks/schemas"
 )
@@ -104,7 +105,7 @@ func (t *task) recall() error {
 func (t *task) Process(tx *stream.Tx, in *kgo.Record) error {
 	u := unit{task: t, tx: tx}
 	e := readEvent(in)
-	if e.eventType == schemas.TypeCommand && e.source == schemas.SourceManagement {
+	if cloudevent.IsCommand(e.source, e.eventType) {
 		return u.command(in, &e)
 	}
 	return u.event(in, &e)

@@ -6,6 +6,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/betterdata/webhooks/internal/cloudevent"
 	"github.com/betterdata/webhooks/internal/id"
 	"github.com/betterdata/webhooks/internal/resource"
 	"github.com/betterdata/webhooks/internal/stream"
@@ -13,12 +14,8 @@ import (
 	webhooksv1 "github.com/betterdata/webhooks/schemas/webhooks/v1"
 )
 
-// Outcomes and reasons of rows that the router writes.
+// Reasons of rows that the router writes.
 const (
-	outcomeUnrouted = "unrouted"
-	outcomeIgnored  = "ignored"
-	outcomeDead     = "dead"
-
 	reasonNoAccount = "no_account"
 	reasonCommand   = "malformed_command"
 	reasonTooLarge  = "too_large"
@@ -51,7 +48,7 @@ func (u unit) event(in *kgo.Record, e *event) error {
 	}
 	if !u.cfg.Handles(e.source, e.eventType) {
 		u.counts[resultIgnored]++
-		return u.row(account, e.row("", outcomeIgnored, reasonUnhandled))
+		return u.row(account, e.row("", schemas.OutcomeIgnored, reasonUnhandled))
 	}
 	if e.named != "" {
 		return u.learn(in, e)
@@ -60,7 +57,7 @@ func (u unit) event(in *kgo.Record, e *event) error {
 	if err := u.hold(in, account); err != nil {
 		return err
 	}
-	return u.row(account, e.row("", outcomeUnrouted, ""))
+	return u.row(account, e.row("", schemas.OutcomeUnrouted, ""))
 }
 
 // connected forwards a straggler, or holds it while earlier ones are being handed on. What was learnt is learnt anew
@@ -93,7 +90,7 @@ func destination(connection *webhooksv1.Connection, named string) string {
 func (u unit) withoutAccount(in *kgo.Record, e *event) error {
 	if !u.cfg.Handles(e.source, e.eventType) {
 		u.counts[resultIgnored]++
-		return u.row(e.key(), e.row("", outcomeIgnored, reasonUnhandled))
+		return u.row(e.key(), e.row("", schemas.OutcomeIgnored, reasonUnhandled))
 	}
 	if e.named != "" {
 		u.counts[resultForwarded]++
@@ -134,19 +131,13 @@ func (u unit) learn(in *kgo.Record, e *event) error {
 
 // forward puts an event on its organization's topic.
 func (u unit) forward(org string, body []byte, headers []kgo.RecordHeader, more ...kgo.RecordHeader) {
-	all := make([]kgo.RecordHeader, 0, len(headers)+len(more)+1)
-	for _, h := range headers {
-		if h.Key != schemas.HeaderOrganization {
-			all = append(all, h)
-		}
-	}
-	all = append(all, kgo.RecordHeader{Key: schemas.HeaderOrganization, Value: []byte(org)})
+	all := cloudevent.WithOrganization(headers, org)
 	u.tx.Emit(schemas.Inbound, org, &kgo.Record{Key: []byte(org), Value: body, Headers: append(all, more...)})
 }
 
 func (u unit) dead(in *kgo.Record, e *event, reason string) error {
 	u.counts[resultDead]++
-	row := e.row("", outcomeDead, reason)
+	row := e.row("", schemas.OutcomeDead, reason)
 	letter := &webhooksv1.DeadInbound{Event: row}
 	if len(in.Value) <= schemas.MaxInboundBody {
 		letter.Body = in.Value

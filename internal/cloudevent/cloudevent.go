@@ -1,0 +1,164 @@
+// Package cloudevent writes and reads the records of `inbound*` and `events`: the CloudEvents Kafka protocol binding,
+// binary mode (attributes as ce_ headers, the data as the value), with the extensions of schemas/headers.go.
+//
+// An Event is one of ours for the log `events`; a Command is a wish to an owner of state, on `inbound` or
+// `inbound.unrouted`. Both have the attributes that the specification requires, and times in one layout. Absent
+// attributes are left out. What is read is valid UTF-8, whatever was written: it may become a field of a row.
+//
+// The edge writes its own records without this package, into memory that it uses again; its tests read them with it.
+package cloudevent
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/betterdata/webhooks/schemas"
+	webhooksv1 "github.com/betterdata/webhooks/schemas/webhooks/v1"
+)
+
+// TimeLayout is that of every time in a header: RFC 3339, UTC, milliseconds.
+const TimeLayout = "2006-01-02T15:04:05.000Z"
+
+// Event is an event for the log `events`. Empty members are left out.
+type Event struct {
+	// ID is ours (evt_…), Source a URI-reference, Subject what it is about.
+	ID, Type, Source, Subject string
+	Organization              string
+	// OccurredUnixMS is when it happened, AcceptedUnixMS when we heard of it; 0 is unknown.
+	OccurredUnixMS, AcceptedUnixMS int64
+	// CorrelationID groups what has one origin, CausationID is our id of the event that this one follows from. The cause's
+	// source and its id there say the same in the words of who sent it.
+	CorrelationID, CausationID, CauseSource, CauseEventID string
+	// EndpointSet is the version of the organization's endpoint set, 0 where that is not known: then nobody waits for it.
+	EndpointSet uint64
+	// Data is JSON.
+	Data []byte
+}
+
+// Record is the event as a record of its organization.
+func (e *Event) Record() *kgo.Record {
+	h := make(headers, 0, 14)
+	h.add(schemas.HeaderSpecVersion, schemas.SpecVersion)
+	h.add(schemas.HeaderID, e.ID)
+	h.add(schemas.HeaderSource, e.Source)
+	h.add(schemas.HeaderType, e.Type)
+	h.addTime(schemas.HeaderTime, e.OccurredUnixMS)
+	h.add(schemas.HeaderSubject, e.Subject)
+	h.add(schemas.HeaderContentType, schemas.ContentTypeJSON)
+	h.add(schemas.HeaderOrganization, e.Organization)
+	h.addTime(schemas.HeaderAcceptedAt, e.AcceptedUnixMS)
+	h.add(schemas.HeaderCorrelationID, e.CorrelationID)
+	h.add(schemas.HeaderCausationID, e.CausationID)
+	h.add(schemas.HeaderCauseSource, e.CauseSource)
+	h.add(schemas.HeaderCauseEventID, e.CauseEventID)
+	if e.EndpointSet > 0 {
+		h.add(schemas.HeaderEndpointSet, strconv.FormatUint(e.EndpointSet, 10))
+	}
+	return &kgo.Record{Key: []byte(e.Organization), Value: e.Data, Headers: h}
+}
+
+// ReadEvent reads a record of `events`. What it does not say of times is the record's own.
+func ReadEvent(r *kgo.Record) *Event {
+	e := &Event{Data: r.Value}
+	accepted, occurred := r.Timestamp, time.Time{}
+	for _, h := range r.Headers {
+		switch h.Key {
+		case schemas.HeaderID:
+			e.ID = Text(h.Value)
+		case schemas.HeaderType:
+			e.Type = Text(h.Value)
+		case schemas.HeaderSource:
+			e.Source = Text(h.Value)
+		case schemas.HeaderSubject:
+			e.Subject = Text(h.Value)
+		case schemas.HeaderOrganization:
+			e.Organization = Text(h.Value)
+		case schemas.HeaderTime:
+			occurred = Time(h.Value, occurred)
+		case schemas.HeaderAcceptedAt:
+			accepted = Time(h.Value, accepted)
+		case schemas.HeaderCorrelationID:
+			e.CorrelationID = Text(h.Value)
+		case schemas.HeaderCausationID:
+			e.CausationID = Text(h.Value)
+		case schemas.HeaderCauseSource:
+			e.CauseSource = Text(h.Value)
+		case schemas.HeaderCauseEventID:
+			e.CauseEventID = Text(h.Value)
+		case schemas.HeaderEndpointSet:
+			// What is unreadable was not made in its organization's partition, and there is nothing to wait for.
+			e.EndpointSet, _ = strconv.ParseUint(string(h.Value), 10, 64)
+		}
+	}
+	if occurred.IsZero() {
+		occurred = accepted
+	}
+	e.OccurredUnixMS, e.AcceptedUnixMS = occurred.UnixMilli(), accepted.UnixMilli()
+	return e
+}
+
+// Command is a command as a record of its organization. The caller gives it to the owner: on `inbound` by that
+// organization, on `inbound.unrouted` by the account.
+func Command(cmd *webhooksv1.Command) (*kgo.Record, error) {
+	value, err := proto.Marshal(cmd)
+	if err != nil {
+		return nil, fmt.Errorf("encode command %s: %w", cmd.GetId(), err)
+	}
+	h := make(headers, 0, 8)
+	h.add(schemas.HeaderSpecVersion, schemas.SpecVersion)
+	h.add(schemas.HeaderID, cmd.GetId())
+	h.add(schemas.HeaderSource, schemas.SourceManagement)
+	h.add(schemas.HeaderType, schemas.TypeCommand)
+	h.addTime(schemas.HeaderTime, cmd.GetIssuedUnixMs())
+	h.add(schemas.HeaderContentType, schemas.ContentTypeProtobuf)
+	h.add(schemas.HeaderOrganization, cmd.GetOrganizationId())
+	h.addTime(schemas.HeaderAcceptedAt, cmd.GetIssuedUnixMs())
+	return &kgo.Record{Key: []byte(cmd.GetOrganizationId()), Value: value, Headers: h}, nil
+}
+
+// IsCommand tells a command from a source's event, whose type alone might be the same.
+func IsCommand(source, eventType string) bool {
+	return source == schemas.SourceManagement && eventType == schemas.TypeCommand
+}
+
+// WithOrganization is a record's headers with another organization, for who hands it on; the rest is kept as it came.
+func WithOrganization(all []kgo.RecordHeader, organization string) []kgo.RecordHeader {
+	kept := make(headers, 0, len(all)+2)
+	for _, h := range all {
+		if h.Key != schemas.HeaderOrganization {
+			kept = append(kept, h)
+		}
+	}
+	kept.add(schemas.HeaderOrganization, organization)
+	return kept
+}
+
+// Text is a header's value as valid UTF-8, which Protocol Buffers and ClickHouse require.
+func Text(value []byte) string { return strings.ToValidUTF8(string(value), "\uFFFD") }
+
+// Time is a header's time, or otherwise where it is none.
+func Time(value []byte, otherwise time.Time) time.Time {
+	if at, err := time.Parse(time.RFC3339Nano, string(value)); err == nil {
+		return at
+	}
+	return otherwise
+}
+
+type headers []kgo.RecordHeader
+
+func (h *headers) add(key, value string) {
+	if value != "" {
+		*h = append(*h, kgo.RecordHeader{Key: key, Value: []byte(value)})
+	}
+}
+
+func (h *headers) addTime(key string, unixMS int64) {
+	if unixMS != 0 {
+		*h = append(*h, kgo.RecordHeader{Key: key, Value: time.UnixMilli(unixMS).UTC().AppendFormat(nil, TimeLayout)})
+	}
+}
