@@ -15,7 +15,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
+	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -47,7 +50,9 @@ type DB struct {
 }
 
 // Open opens, or makes, the database in dir. The folder is locked while it is open; a lock held by another process is
-// waited for. A database that cannot be read is the caller's to delete: its error says so.
+// waited for, at most opts.LockWait, and then ErrLocked. A database that is damaged is emptied, and said so. Nothing else
+// costs the cache: a full disk, too few file handles, a missing right, or a folder that a newer version of the program
+// has written are errors, which leave the folder as it is.
 func Open(dir string, opts Options, log *slog.Logger) (*DB, error) {
 	deadline := time.Now().Add(opts.LockWait)
 	for {
@@ -79,9 +84,61 @@ func open(dir string, fs vfs.FS, opts Options, log *slog.Logger) (*DB, error) {
 	}
 	// The lock is taken apart from opening, so that "someone else has it" is told from "it cannot be read".
 	lock, err := pebble.LockDirectory(dir, fs)
-	if err != nil {
+	if held(err) {
 		return nil, fmt.Errorf("state folder %s: %w: %w", dir, ErrLocked, err)
 	}
+	if err != nil {
+		return nil, fmt.Errorf("lock state folder %s: %w", dir, err)
+	}
+	db, err := load(dir, fs, lock, opts, log)
+	if damaged(err) {
+		log.Warn("state on disk is damaged; it is restored from Kafka", "folder", dir, "error", err)
+		if err = empty(dir, fs); err == nil {
+			db, err = load(dir, fs, lock, opts, log)
+		}
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open state in %s: %w", dir, err), lock.Close())
+	}
+	return db, nil
+}
+
+// held reports that a lock could not be had because someone has it: another process, or this one.
+func held(err error) bool {
+	return errors.Is(err, syscall.EAGAIN) || // EWOULDBLOCK is the same number
+		err != nil && strings.Contains(err.Error(), "lock held by current process")
+}
+
+// errFormat says that the database is readable and not one of ours.
+var errFormat = errors.New("unknown format")
+
+// damaged reports that opening failed for what the files hold, or for one that is missing.
+func damaged(err error) bool {
+	return pebble.IsCorruptionError(err) || errors.Is(err, errFormat) || errors.Is(err, os.ErrNotExist)
+}
+
+// empty deletes what is in a folder but the lock that is held on it.
+func empty(dir string, fs vfs.FS) error {
+	names, err := fs.List(dir)
+	if err != nil {
+		return fmt.Errorf("list: %w", err)
+	}
+	for _, name := range names {
+		if name == lockFile {
+			continue
+		}
+		if err := fs.RemoveAll(fs.PathJoin(dir, name)); err != nil {
+			return fmt.Errorf("empty the folder: %w", err)
+		}
+	}
+	return nil
+}
+
+// lockFile is what Pebble calls it.
+const lockFile = "LOCK"
+
+// load opens the database under a lock, which stays the caller's when it fails.
+func load(dir string, fs vfs.FS, lock *pebble.Lock, opts Options, log *slog.Logger) (*DB, error) {
 	cache := pebble.NewCache(opts.CacheBytes)
 	defer cache.Unref()
 	p, err := pebble.Open(dir, &pebble.Options{
@@ -97,13 +154,12 @@ func open(dir string, fs vfs.FS, opts Options, log *slog.Logger) (*DB, error) {
 		CompactionConcurrencyRange: func() (int, int) { return 1, 2 },
 	})
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("open state in %s: %w; it is a cache: delete the folder if this stays", dir, err), lock.Close())
+		return nil, err
 	}
-	db := &DB{pebble: p, ids: map[string]uint16{}, holders: map[int32]*Partition{}}
+	db := &DB{pebble: p, lock: lock, ids: map[string]uint16{}, holders: map[int32]*Partition{}}
 	if err := db.loadIDs(); err != nil {
 		return nil, errors.Join(err, p.Close())
 	}
-	db.lock = lock
 	return db, nil
 }
 
@@ -140,9 +196,12 @@ func (db *DB) loadIDs() error {
 		return fmt.Errorf("read store names: %w", err)
 	}
 	for it.First(); it.Valid(); it.Next() {
+		if len(it.Value()) != 2 {
+			return errors.Join(fmt.Errorf("%w of a store's name", errFormat), it.Close())
+		}
 		db.ids[string(it.Key()[1:])] = binary.BigEndian.Uint16(it.Value())
 	}
-	return it.Close()
+	return errors.Join(it.Error(), it.Close())
 }
 
 // id gives a store name its short form, for good. db.mu is held.

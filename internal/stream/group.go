@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
 	"path/filepath"
 	"sync"
 	"time"
@@ -108,8 +107,8 @@ func New(spec Spec, cfg Config, log *slog.Logger, reg prometheus.Registerer) (*G
 // heal; everything else is logged, counted, shown by Check, and tried again.
 func (g *Group) Run(ctx context.Context) (err error) {
 	dir := filepath.Join(g.cfg.StateDir, g.spec.Group)
-	if g.db, err = g.openStore(filepath.Join(dir, "db")); err != nil {
-		return err
+	if g.db, err = store.Open(filepath.Join(dir, "db"), g.cfg.Store, g.log); err != nil {
+		return fmt.Errorf("group %s: %w", g.spec.Group, err)
 	}
 	defer func() { err = errors.Join(err, g.db.Close()) }()
 	ids, err := transactionalIDs(filepath.Join(dir, "transactional-ids"), g.cfg.Kafka.TopicPrefix+g.spec.Group, len(g.sessions))
@@ -149,19 +148,6 @@ type faults struct {
 }
 
 var noFaults = faults{abort: func() bool { return false }, forget: func() bool { return false }}
-
-// openStore opens the local database. One that cannot be read is a cache that went bad: it is made anew.
-func (g *Group) openStore(dir string) (*store.DB, error) {
-	db, err := store.Open(dir, g.cfg.Store, g.log)
-	if err == nil || errors.Is(err, store.ErrLocked) {
-		return db, err
-	}
-	g.log.Warn("state cannot be opened; it is restored from Kafka", "error", err)
-	if err := os.RemoveAll(dir); err != nil {
-		return nil, fmt.Errorf("delete bad state: %w; delete the folder by hand", err)
-	}
-	return store.Open(dir, g.cfg.Store, g.log)
-}
 
 // watchEnds keeps the input's end offsets for Lag: polls alone say nothing of a partition that is paused.
 func (g *Group) watchEnds(ctx context.Context) {
