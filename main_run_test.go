@@ -3,10 +3,12 @@ package main_test
 import (
 	"context"
 	"encoding/json"
+	"maps"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -25,8 +27,8 @@ type machine struct {
 	server    *testenv.Server
 }
 
-// startMachine runs on the given listeners; the zero value lets it pick all of them.
-func startMachine(t *testing.T, folder string, listen local.Addresses) *machine {
+// startMachine runs on the given listeners; the zero value lets it pick all of them. More settings may be added.
+func startMachine(t *testing.T, folder string, listen local.Addresses, more ...map[string]string) *machine {
 	t.Helper()
 	m := &machine{folder: folder}
 	pick := func(addr string) string {
@@ -35,10 +37,14 @@ func startMachine(t *testing.T, folder string, listen local.Addresses) *machine 
 		}
 		return addr
 	}
-	m.server = testenv.Service(t, map[string]string{
+	settings := map[string]string{
 		"DATA_DIR": folder, "HTTP_ADDR": pick(listen.HTTP), "ADMIN_ADDR": pick(listen.Admin), "EMBEDDED_KAFKA_ADDR": pick(listen.Kafka),
 		"EMBEDDED_CLICKHOUSE_ADDR": pick(listen.ClickHouse), "EMBEDDED_CLICKHOUSE_HTTP_ADDR": pick(listen.ClickHouseHTTP),
-	}, testenv.ReadyAt(func() (string, error) {
+	}
+	for _, m := range more {
+		maps.Copy(settings, m)
+	}
+	m.server = testenv.Service(t, settings, testenv.ReadyAt(func() (string, error) {
 		err := readJSON(filepath.Join(folder, "addresses.json"), &m.addresses)
 		return m.addresses.Admin, err
 	}), "run")
@@ -120,6 +126,25 @@ func TestRunOnOneMachine(t *testing.T) {
 	require.NoError(t, os.RemoveAll(filepath.Join(m.folder, "state")))
 	m.start(t)
 	requireState(t, m, org, endpoint, 3)
+	require.NoError(t, m.server.Interrupt(), m.server.Output())
+}
+
+// TestRunOnAClusterOfOnesOwn has nothing embedded.
+func TestRunOnAClusterOfOnesOwn(t *testing.T) {
+	cluster, clickHouse := testenv.Kafka(t), testenv.ClickHouse(t)
+	m := startMachine(t, filepath.Join(t.TempDir(), "data"), local.Addresses{}, map[string]string{
+		"KAFKA_BROKERS": strings.Join(cluster.Brokers, ","), "KAFKA_TOPIC_PREFIX": cluster.TopicPrefix,
+		"KAFKA_PARTITIONS": strconv.Itoa(int(cluster.Partitions)), "KAFKA_REPLICATION_FACTOR": strconv.Itoa(int(cluster.ReplicationFactor)),
+		"CLICKHOUSE_URL": clickHouse,
+	})
+	require.NoDirExists(t, filepath.Join(m.folder, "kafka"))
+	require.NoDirExists(t, filepath.Join(m.folder, "clickhouse"))
+	receiver := testenv.NewReceiver(t)
+	_, secret := m.endpoint(t, "acme", receiver.URL, "subscription.updated")
+	m.command(t, "send", "stripe", "subscription.created", "--org", "acme", "--new-ids")
+	receiver.Wait(t, soon, 1)[0].Verify(t, secret)
+	rows := openClickHouse(t, clickHouse)
+	testenv.Eventually(t, soon, func() bool { return count(t, rows, "(SELECT count() FROM delivery_attempts)") == 1 }, "the attempt's row")
 	require.NoError(t, m.server.Interrupt(), m.server.Output())
 }
 

@@ -244,6 +244,9 @@ func (s *service) openRows(ctx context.Context, c settings.ClickHouse, url strin
 func (s *service) guard(g settings.Guard, others ...string) (*netguard.Guard, error) {
 	policy := netguard.Policy{AllowCIDRs: g.DeliveryAllowCIDRs, AllowHTTP: g.DeliveryAllowHTTP, AllowPorts: g.DeliveryAllowPorts}
 	for _, addr := range append([]string{s.http.Addr().String(), s.admin.addr.String()}, others...) {
+		if addr == "" { // not embedded here
+			continue
+		}
 		own, err := netip.ParseAddrPort(addr)
 		if err != nil {
 			return nil, fmt.Errorf("own listener: %w", err)
