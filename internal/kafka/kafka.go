@@ -58,6 +58,8 @@ func Options(cfg Config, log *slog.Logger) []kgo.Opt {
 		// A broker that came back must be noticed in the time a test, or a merchant, waits.
 		kgo.MetadataMinAge(250 * time.Millisecond),
 		kgo.RetryBackoffFn(retryBackoff),
+		// Metrics pushed to the brokers (KIP-714) would keep a compressor a client: over half of an idle process's heap.
+		kgo.DisableClientMetrics(),
 	}
 }
 
