@@ -2,11 +2,15 @@ package stream
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"sync"
 
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
+
+	webhooksv1 "github.com/betterdata/webhooks/schemas/webhooks/v1"
 )
 
 // fetched is the client's callback with what is committed for new partitions, before it fetches from them. Offsets are
@@ -20,16 +24,7 @@ func (s *session) fetched(_ context.Context, client *kgo.Client, resp *kmsg.Offs
 				if kerr.ErrorForCode(p.ErrorCode) != nil {
 					continue // the client says so in a poll, and drops the partition
 				}
-				metadata := ""
-				if p.Metadata != nil {
-					metadata = *p.Metadata
-				}
-				meta, ok := decodeMetadata(metadata)
-				if !ok {
-					s.log.Warn("offset was committed by another program; nothing beyond it is known to be done",
-						"partition", p.Partition, "offset", p.Offset)
-				}
-				l.fetched[p.Partition] = fetched{position{p.Offset, p.LeaderEpoch}, meta}
+				l.fetched[p.Partition] = fetched{position{p.Offset, p.LeaderEpoch}, s.inherit(p)}
 				ids = append(ids, p.Partition)
 			}
 		}
@@ -37,6 +32,21 @@ func (s *session) fetched(_ context.Context, client *kgo.Client, resp *kmsg.Offs
 	client.PauseFetchPartitions(map[string][]int32{s.input: ids})
 	s.mail.put(l)
 	return nil
+}
+
+// inherit is what the commit that stands for a partition says to its next owner.
+func (s *session) inherit(p kmsg.OffsetFetchResponseGroupTopicPartition) *webhooksv1.CommitMetadata {
+	metadata := ""
+	if p.Metadata != nil {
+		metadata = *p.Metadata
+	}
+	meta, ours := decodeMetadata(metadata)
+	if ours || p.Offset < 0 {
+		return meta
+	}
+	s.log.Warn("offset was committed by another program; nothing beyond it is known to be done, all of it may have been started",
+		"topic", s.input, "partition", p.Partition, "offset", p.Offset)
+	return foreign(s.g.spec.Window)
 }
 
 // readMail does what has been asked of the loop. No transaction is open.
@@ -110,7 +120,12 @@ func (s *session) assign(parts map[int32]fetched) error {
 // when its next record is deleted.
 func (s *session) started(o *owned, start int64) error {
 	if at := o.track.next.offset; at < start {
-		if at >= 0 {
+		if at < 0 {
+			if err := s.requireNew(o); err != nil {
+				return err
+			}
+			s.log.Debug("no offset is committed; beginning at the log's start", "topic", s.input, "partition", o.id, "offset", start)
+		} else {
 			s.log.Error("input was deleted by retention before it was processed", "topic", s.input, "partition", o.id,
 				"offset", at, "start", start)
 		}
@@ -123,6 +138,31 @@ func (s *session) started(o *owned, start int64) error {
 	s.g.metrics.partitions.Inc()
 	s.log.Debug("partition taken", "topic", s.input, "partition", o.id, "offset", o.track.next.offset)
 	s.setPaused(o)
+	return nil
+}
+
+// errForgotten ends a group whose offsets are gone while its state is not.
+var errForgotten = errors.New("its committed offset is gone (they expire while a group is down, see offsets.retention.minutes, " +
+	"or were deleted): with all processes of the group stopped, set it with kafka-consumer-groups.sh --reset-offsets " +
+	"to where the group had been; --to-earliest does everything that is still in the log once more")
+
+// requireNew refuses to begin at the log's start in a partition that the group has worked in before: all effects of the
+// log would be had again. Every transaction that writes state commits an offset, so state without an offset tells.
+func (s *session) requireNew(o *owned) error {
+	for i := range o.spec.Stores {
+		it, err := o.store.Scan(i, nil, nil)
+		if err != nil {
+			return err
+		}
+		found := it.Valid()
+		if err := it.Close(); err != nil {
+			return err
+		}
+		if found {
+			return fmt.Errorf("group %s, %s/%d has state in %s: %w", s.g.cfg.Kafka.TopicPrefix+o.spec.Group, s.input, o.id,
+				s.g.cfg.Kafka.Topic(o.spec.Stores[i].Topic), errForgotten)
+		}
+	}
 	return nil
 }
 

@@ -35,8 +35,8 @@ func NewDriver(spec Spec, id, partitions int32, db *store.DB, offset int64, meta
 	if err != nil {
 		return nil, err
 	}
-	meta, ok := decodeMetadata(metadata)
-	if !ok {
+	meta, ours := decodeMetadata(metadata)
+	if !ours && metadata != "" {
 		return nil, fmt.Errorf("metadata %q is not of this program", metadata)
 	}
 	o := newOwned(context.Background(), &spec, id, partitions, st, position{offset, -1}, meta, wake)
@@ -89,7 +89,9 @@ func (d *Driver) Metadata(clean bool) (string, error) {
 	if d.o.spec.Window > 0 {
 		ahead = maxAhead
 	}
-	return encodeMetadata(d.o.track.metadata(ahead, clean))
+	meta := d.o.track.metadata(ahead, clean)
+	meta.Transaction = 1
+	return encodeMetadata(meta)
 }
 
 // Close closes the task.

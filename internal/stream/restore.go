@@ -12,7 +12,6 @@ import (
 
 	"github.com/betterdata/webhooks/internal/kafka"
 	"github.com/betterdata/webhooks/internal/store"
-	"github.com/betterdata/webhooks/schemas"
 )
 
 // A restore brings the stores of some partitions to the end of their changelogs. The end is the high watermark, asked
@@ -41,6 +40,9 @@ type tail struct {
 	target int64 // the first offset that need not be read
 	moved  time.Time
 	batch  *store.Batch
+	// began is from before the target was asked for: at the target the store is as current as the log was then. Until it
+	// gets there it is no younger than it was.
+	began, age time.Time
 }
 
 // restore runs beside the loop; a letter tells of each partition when it is ready.
@@ -121,6 +123,7 @@ func (r *restore) plan(ctx context.Context, parts []*owned) error {
 	if len(spec.Stores) == 0 {
 		return nil
 	}
+	began := time.Now()
 	names := make([]string, len(spec.Stores))
 	for i := range spec.Stores {
 		names[i] = r.g.cfg.Kafka.Topic(spec.Stores[i].Topic)
@@ -152,7 +155,7 @@ func (r *restore) plan(ctx context.Context, parts []*owned) error {
 			o.topics = append(o.topics, topics[name].ID)
 			start, _ := starts.Lookup(name, o.id)
 			end, _ := ends.Lookup(name, o.id)
-			t := &tail{o: o, i: i, topic: name, target: end.Offset, moved: time.Now()}
+			t := &tail{o: o, i: i, topic: name, target: end.Offset, moved: began, began: began, age: began}
 			if err := r.begin(ctx, t, start.Offset); err != nil {
 				return err
 			}
@@ -160,7 +163,7 @@ func (r *restore) plan(ctx context.Context, parts []*owned) error {
 				r.tails[tailKey{name, o.id}] = t
 				continue
 			}
-			err := t.apply(time.Now())
+			err := t.apply(t.began)
 			if errors.Is(err, store.ErrSuperseded) {
 				r.lost[o] = true
 			} else if err != nil {
@@ -186,6 +189,9 @@ func (r *restore) begin(ctx context.Context, t *tail, start int64) error {
 		}
 	}
 	if ok && reason == "" {
+		if pos.AppliedAt.Before(t.began) {
+			t.age = pos.AppliedAt
+		}
 		return nil
 	}
 	if ok {
@@ -203,21 +209,12 @@ func (t *tail) wipe(start int64) {
 
 // distrust says why a store is not a prefix of its changelog, or "".
 func (r *restore) distrust(ctx context.Context, t *tail, pos store.Position, start int64) (string, error) {
-	age := time.Since(pos.AppliedAt)
+	if why := pos.Distrust(store.Log{TopicID: t.o.topics[t.i], Start: start, End: t.target}, t.began); why != "" {
+		return why, nil
+	}
 	switch {
-	case pos.TopicID != t.o.topics[t.i]:
-		return "it belongs to another topic of that name", nil
 	case pos.IndexVersion != t.o.spec.Stores[t.i].IndexVersion:
 		return "its index was made by other rules", nil
-	case pos.Offset > t.target:
-		return fmt.Sprintf("it is at offset %d and the log ends at %d", pos.Offset, t.target), nil
-	case pos.Offset < start:
-		return fmt.Sprintf("it is at offset %d and the log begins at %d", pos.Offset, start), nil
-	case age > schemas.TombstoneRetention/2:
-		// A key deleted since may have lost its tombstone; it would live here for ever.
-		return fmt.Sprintf("it was last current %s ago", age.Round(time.Hour)), nil
-	case age < -time.Hour:
-		return "it is from the future; its age cannot be known", nil
 	case pos.LeaderEpoch < 0:
 		return "", nil
 	}
@@ -238,10 +235,10 @@ func (r *restore) distrust(ctx context.Context, t *tail, pos store.Position, sta
 	return "", nil
 }
 
-// apply writes what was read, and where that brings the store.
-func (t *tail) apply(now time.Time) error {
+// apply writes what was read, where that brings the store, and when it was known to be current.
+func (t *tail) apply(age time.Time) error {
 	t.batch.Position(t.i, store.Position{
-		TopicID: t.o.topics[t.i], LeaderEpoch: t.from.epoch, Offset: t.from.offset, AppliedAt: now,
+		TopicID: t.o.topics[t.i], LeaderEpoch: t.from.epoch, Offset: t.from.offset, AppliedAt: age,
 		IndexVersion: t.o.spec.Stores[t.i].IndexVersion,
 	})
 	err := t.batch.Commit()
@@ -330,7 +327,7 @@ func (r *restore) take(fetches kgo.Fetches) error {
 			t.moved = time.Now()
 		}
 		if t.batch.Len() >= applyBytes {
-			if err := t.apply(time.Now()); err != nil && !errors.Is(err, store.ErrSuperseded) {
+			if err := t.apply(t.age); err != nil && !errors.Is(err, store.ErrSuperseded) {
 				errs = errors.Join(errs, err)
 			}
 			t.batch = t.o.store.Batch()
@@ -370,7 +367,7 @@ func (r *restore) finish(ctx context.Context, client *kgo.Client, done func(*own
 		if t.from.offset < t.target {
 			continue
 		}
-		err := t.apply(time.Now())
+		err := t.apply(t.began)
 		r.drop(client, k, t)
 		if errors.Is(err, store.ErrSuperseded) {
 			continue

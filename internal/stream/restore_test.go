@@ -14,6 +14,7 @@ import (
 	"github.com/betterdata/webhooks/internal/store"
 	"github.com/betterdata/webhooks/internal/testenv"
 	"github.com/betterdata/webhooks/schemas"
+	webhooksv1 "github.com/betterdata/webhooks/schemas/webhooks/v1"
 )
 
 // meddle changes what a stopped group has on disk: each store's position, and a record that the log never had.
@@ -100,6 +101,7 @@ func TestRestoreWaitsForAnOpenTransaction(t *testing.T) {
 			onBoth(t, func(t *testing.T, cfg kafka.Config) {
 				ctx := context.Background()
 				c, dir := newClient(t, cfg), t.TempDir()
+				c.commitOffsets("counter", counterIn, &webhooksv1.CommitMetadata{Transaction: 1})
 				dead, err := kgo.NewClient(append(kafka.Options(cfg, testLog(t)),
 					kgo.TransactionalID(cfg.TopicPrefix+"dead"), kgo.RecordPartitioner(kgo.ManualPartitioner()))...)
 				require.NoError(t, err)
@@ -156,4 +158,41 @@ func TestRestoreEndsWhereNothingIsLeftToRead(t *testing.T) {
 		require.NoError(t, r.probe(ctx, gone))
 		require.Equal(t, end.Offset, gone.target, "the log ends before the target: it was truncated")
 	})
+}
+
+// A store that is being brought up to date is as old as it was until it is.
+func TestAnInterruptedRestoreMakesAStoreNoYounger(t *testing.T) {
+	ctx := context.Background()
+	db, err := store.OpenMemory()
+	require.NoError(t, err)
+	defer func() { require.NoError(t, db.Close()) }()
+	st, err := db.Acquire(0, []string{counterState})
+	require.NoError(t, err)
+	began := time.UnixMilli(time.Now().UnixMilli())
+	former := began.Add(-50 * time.Hour)
+	b := st.Batch()
+	b.Position(0, store.Position{LeaderEpoch: -1, Offset: 3, AppliedAt: former})
+	require.NoError(t, b.Commit())
+
+	spec := counterSpec()
+	o := &owned{id: 0, spec: &spec, store: st, topics: make([][16]byte, 1)}
+	restoring := &tail{o: o, topic: counterState, target: 10, began: began, age: began}
+	r := &restore{tails: map[tailKey]*tail{{counterState, 0}: restoring}}
+	require.NoError(t, r.begin(ctx, restoring, 0))
+	age := func() time.Time {
+		pos, ok, err := st.Position(0)
+		require.NoError(t, err)
+		require.True(t, ok)
+		return pos.AppliedAt
+	}
+	half := &kgo.Record{Topic: counterState, Offset: 3, Key: []byte("k"), Value: make([]byte, applyBytes)}
+	require.NoError(t, r.take(kgo.Fetches{{Topics: []kgo.FetchTopic{{
+		Topic: counterState, Partitions: []kgo.FetchPartition{{Records: []*kgo.Record{half}}},
+	}}}}))
+	_, ok, err := st.AppendGet(nil, 0, []byte("k"))
+	require.NoError(t, err)
+	require.True(t, ok, "some of it is on disk")
+	require.Equal(t, former, age())
+	require.NoError(t, restoring.apply(restoring.began))
+	require.Equal(t, began, age(), "at its target it is as current as the log was when reading began")
 }

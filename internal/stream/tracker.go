@@ -278,12 +278,23 @@ func encodeMetadata(m *webhooksv1.CommitMetadata) (string, error) {
 	return base64.RawURLEncoding.EncodeToString(b), nil
 }
 
-// decodeMetadata takes what it cannot read for nothing: offsets set by hand, with Kafka's own tools, carry none of ours.
-func decodeMetadata(s string) (*webhooksv1.CommitMetadata, bool) {
-	m := new(webhooksv1.CommitMetadata)
+// decodeMetadata tells what a commit left; ours always name their transaction. An offset set by another program, Kafka's
+// own tools for one, carries none of it.
+func decodeMetadata(s string) (m *webhooksv1.CommitMetadata, ours bool) {
+	m = new(webhooksv1.CommitMetadata)
 	b, err := base64.RawURLEncoding.DecodeString(s)
-	if err != nil || proto.Unmarshal(b, m) != nil {
+	if err != nil || proto.Unmarshal(b, m) != nil || m.GetTransaction() == 0 {
 		return new(webhooksv1.CommitMetadata), false
 	}
 	return m, true
+}
+
+// foreign stands for the metadata of an offset that is not ours: nothing beyond it is known to be done, and whatever an
+// owner could have had in flight there may have been started.
+func foreign(window int) *webhooksv1.CommitMetadata {
+	m := new(webhooksv1.CommitMetadata)
+	if window > 0 {
+		m.Reach, m.Ahead = uint32(window), maxAhead
+	}
+	return m
 }

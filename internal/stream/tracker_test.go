@@ -53,8 +53,8 @@ type owner struct {
 }
 
 func (w *world) assign(t *rapid.T) *owner {
-	meta, ok := decodeMetadata(w.metadata)
-	require.True(t, ok)
+	meta, ours := decodeMetadata(w.metadata)
+	require.Equal(t, w.metadata != "", ours)
 	o := &owner{w: w, t: t, tr: newTracker(1<<20, position{w.watermark, 0}, meta), pend: map[int]*Pending{}}
 	o.next = w.index(w.watermark)
 	return o
@@ -123,7 +123,9 @@ func (o *owner) finish() {
 func (o *owner) settle(commit, clean bool) {
 	if commit {
 		watermark := o.tr.watermark().offset
-		metadata, err := encodeMetadata(o.tr.metadata(10, clean))
+		meta := o.tr.metadata(10, clean)
+		meta.Transaction = 1
+		metadata, err := encodeMetadata(meta)
 		require.NoError(o.t, err)
 		o.w.watermark, o.w.metadata = watermark, metadata
 		for _, at := range o.ended {
@@ -282,14 +284,28 @@ func TestTrackRefusesWhatCouldNotBeFoundAgain(t *testing.T) {
 }
 
 func TestForeignMetadataMeansNothingIsKnown(t *testing.T) {
-	for _, s := range []string{"member-1-abc", "!!", "AAAA"} {
-		m, ok := decodeMetadata(s)
-		require.False(t, ok, s)
-		require.Zero(t, m.GetReach())
+	unnamed, err := encodeMetadata(&webhooksv1.CommitMetadata{Done: []byte{5}})
+	require.NoError(t, err)
+	for _, s := range []string{"", "member-1-abc", "!!", "AAAA", unnamed} {
+		m, ours := decodeMetadata(s)
+		require.False(t, ours, s)
+		require.Empty(t, m.GetDone())
 	}
-	m, ok := decodeMetadata("")
-	require.True(t, ok)
-	require.Empty(t, m.GetDone())
+}
+
+func TestAllThatCouldBeInFlightAtAForeignOffsetIsSuspected(t *testing.T) {
+	tr := newTracker(100, position{}, foreign(100))
+	maybe := 0
+	for offset := range int64(1000) {
+		tr.record(&kgo.Record{Offset: offset})
+		p, err := tr.track(1)
+		require.NoError(t, err)
+		if p.MaybeStarted() {
+			maybe++
+		}
+	}
+	require.Equal(t, 100+maxAhead, maybe)
+	require.Zero(t, foreign(0).GetReach())
 }
 
 func FuzzDecodeMetadata(f *testing.F) {

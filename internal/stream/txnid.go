@@ -87,7 +87,7 @@ func incurable(err error) bool {
 		kerr.TopicAuthorizationFailed, kerr.GroupAuthorizationFailed, kerr.TransactionalIDAuthorizationFailed,
 		kerr.ClusterAuthorizationFailed, kerr.SaslAuthenticationFailed, kerr.UnsupportedSaslMechanism,
 		kerr.UnsupportedVersion, kerr.InvalidTransactionTimeout, kerr.InvalidSessionTimeout,
-		kerr.InconsistentGroupProtocol, kerr.SecurityDisabled,
+		kerr.InconsistentGroupProtocol, kerr.SecurityDisabled, errForgotten,
 	} {
 		if errors.Is(err, e) {
 			return true
