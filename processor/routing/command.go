@@ -85,7 +85,7 @@ func (u unit) connect(account string, cmd *webhooksv1.Command, create *webhooksv
 	if err := u.tell(cmd, made, current); err != nil {
 		return nil, nil, err
 	}
-	return made, nil, u.drain(account)
+	return made, nil, u.goOn(account)
 }
 
 // tell lets the organizations know of a new connection: the one that held the account has to hand it over, and one
@@ -124,9 +124,9 @@ func (u unit) disconnect(account string, cmd *webhooksv1.Command, remove *webhoo
 	}
 	u.tx.Delete(schemas.Connections, []byte(account))
 	u.tx.Delete(schemas.Routes, []byte(account))
-	if u.draining[account] {
-		delete(u.draining, account)
-		u.tx.Delete(schemas.UnroutedHeld, []byte(drainingPrefix+account))
+	if u.handingOn[account] {
+		delete(u.handingOn, account)
+		u.tx.Delete(schemas.UnroutedHeld, []byte(handingOnPrefix+account))
 	}
 	return nil, nil
 }

@@ -14,8 +14,8 @@ import (
 const (
 	// sequenceDigits is the width of an event's place in its account: the offset it had here, so that keys sort.
 	sequenceDigits = 20
-	// drainingPrefix begins the key of an account's marker. No source's name has a "!".
-	drainingPrefix = "!draining/"
+	// handingOnPrefix begins the key of an account's marker. No source's name has a "!".
+	handingOnPrefix = "!handing-on/"
 )
 
 // Bounds of what one transaction hands on. A transaction closes at 1,000 inputs or 8 MB of outputs.
@@ -40,16 +40,16 @@ func (u unit) hold(in *kgo.Record, account string) error {
 	return u.put(schemas.UnroutedHeld, fmt.Sprintf("%s%0*d", heldPrefix(account), sequenceDigits, in.Offset), held)
 }
 
-// drain hands on what is held of a connected account, in order, as far as the transaction's budget goes. With the last
+// goOn hands on what is held of a connected account, in order, as far as the transaction's budget goes. With the last
 // one the account goes live; else a marker says that there is more.
-func (u unit) drain(account string) error {
+func (u unit) goOn(account string) error {
 	connection, err := u.connection(account)
 	if err != nil {
 		return err
 	}
 	if connection == nil {
 		// Disconnected meanwhile, or connected by a transaction that was aborted.
-		delete(u.draining, account)
+		delete(u.handingOn, account)
 		return nil
 	}
 	more, err := u.handOn(account, connection)
@@ -65,17 +65,17 @@ func (u unit) drain(account string) error {
 
 // postpone leaves the rest of what an account holds to later transactions.
 func (u unit) postpone(account string) {
-	if !u.draining[account] {
-		u.draining[account] = true
-		u.tx.Put(schemas.UnroutedHeld, []byte(drainingPrefix+account), []byte{1})
+	if !u.handingOn[account] {
+		u.handingOn[account] = true
+		u.tx.Put(schemas.UnroutedHeld, []byte(handingOnPrefix+account), []byte{1})
 	}
 }
 
 // goLive lets edges write directly.
 func (u unit) goLive(account string, connection *webhooksv1.Connection) error {
-	if u.draining[account] {
-		delete(u.draining, account)
-		u.tx.Delete(schemas.UnroutedHeld, []byte(drainingPrefix+account))
+	if u.handingOn[account] {
+		delete(u.handingOn, account)
+		u.tx.Delete(schemas.UnroutedHeld, []byte(handingOnPrefix+account))
 	}
 	return u.put(schemas.Routes, account, &webhooksv1.Route{OrganizationId: connection.OrganizationId, Learned: connection.Learned})
 }

@@ -69,8 +69,8 @@ func (r *Router) Spec() stream.Spec {
 type task struct {
 	*Router
 	partition *stream.Partition
-	// draining are the accounts that are connected and still have held events: a copy of the markers in the store.
-	draining map[string]bool
+	// handingOn are the accounts that are connected and still have held events to be handed on: a copy of the markers in the store.
+	handingOn map[string]bool
 	// spent is what the open transaction has handed on.
 	spent budget
 	// counts are the results of the open transaction, which become metrics once it is committed.
@@ -82,17 +82,17 @@ func newTask(r *Router, p *stream.Partition) (*task, error) {
 	if err := t.recall(); err != nil {
 		return nil, err
 	}
-	if len(t.draining) > 0 {
+	if len(t.handingOn) > 0 {
 		p.Wake()
 	}
 	return t, nil
 }
 
-// recall reads which accounts are draining from what is committed.
+// recall reads whose held events are being handed on, from what is committed.
 func (t *task) recall() error {
-	t.draining = map[string]bool{}
-	err := t.partition.ReadScan(schemas.UnroutedHeld, []byte(drainingPrefix), nil, func(key, _ []byte) bool {
-		t.draining[string(key[len(drainingPrefix):])] = true
+	t.handingOn = map[string]bool{}
+	err := t.partition.ReadScan(schemas.UnroutedHeld, []byte(handingOnPrefix), nil, func(key, _ []byte) bool {
+		t.handingOn[string(key[len(handingOnPrefix):])] = true
 		return true
 	})
 	if err != nil {
@@ -114,11 +114,11 @@ func (t *task) Process(tx *stream.Tx, in *kgo.Record) error {
 // Advance implements stream.Task: it goes on handing on what is held, within the transaction's budget.
 func (t *task) Advance(tx *stream.Tx, _ time.Time) error {
 	u := unit{task: t, tx: tx}
-	for account := range t.draining {
+	for account := range t.handingOn {
 		if t.spent.used() {
 			return nil
 		}
-		if err := u.drain(account); err != nil {
+		if err := u.goOn(account); err != nil {
 			return err
 		}
 	}
@@ -137,7 +137,7 @@ func (t *task) Settled(committed bool) {
 			t.log.Error("router could not read its markers after an abort", "partition", t.partition.ID(), "error", err)
 		}
 	}
-	if len(t.draining) > 0 {
+	if len(t.handingOn) > 0 {
 		t.partition.Wake()
 	}
 }
