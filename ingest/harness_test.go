@@ -39,6 +39,7 @@ type table struct{ fn func(key, value []byte) }
 
 func (t *table) OnChange(fn func(key, value []byte)) { t.fn = fn }
 func (t *table) Check(context.Context) error         { return nil }
+func (t *table) Age() time.Duration                  { return 0 }
 
 // route makes an account live.
 func (t *table) route(account, org string) {

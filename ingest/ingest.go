@@ -70,6 +70,8 @@ type Routes interface {
 	OnChange(fn func(key, value []byte))
 	// Check is nil once the copy is current.
 	Check(ctx context.Context) error
+	// Age is for how long changes may have been missed.
+	Age() time.Duration
 }
 
 // Deps are what the edge needs of others.
@@ -140,7 +142,7 @@ func New(cfg Config, deps Deps) (*Edge, error) {
 	e := &Edge{cfg: cfg, deps: deps, log: deps.Log, producer: producer, commands: writes, listener: deps.Listener}
 	e.replicas = newReplicas(cfg.Kafka, kadm.NewClient(producer.Client()))
 	e.rejections = rejections.New(rejections.Config{Sources: names, Worker: cfg.Worker}, rejectionSender(cfg.Kafka, producer), deps.Log)
-	routes := newRoutes(deps.Log)
+	routes := newRoutes(deps.Log, deps.Routes.Age)
 	deps.Routes.OnChange(routes.changed)
 	metrics := newMetrics(deps.Registerer, names, func() float64 { return float64(producer.Budget.Used()) })
 	e.webhooks = &webhooks{

@@ -31,7 +31,7 @@ func newMetrics(reg prometheus.Registerer, sources []string, held func() float64
 		Name: "webhooks_ingest_rejected_total", Help: "Webhook requests refused, by source and reason.",
 	}, []string{"source", "reason"})
 	ignored := prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "webhooks_ingest_ignored_total", Help: "Verified events answered 200 and dropped because they are of the other livemode.",
+		Name: "webhooks_ingest_ignored_total", Help: "Verified events that take no effect because they are of the other livemode.",
 	}, []string{"source"})
 	duration := prometheus.NewHistogram(prometheus.HistogramOpts{
 		Name: "webhooks_ingest_request_duration_seconds", Help: "From a webhook request's headers read to its answer made.",

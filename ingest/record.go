@@ -16,7 +16,7 @@ import (
 func eventID(source string, e *source.Event) string { return id.Derive(id.Event, source, e.ID) }
 
 // inboundHeaders is how many headers an inbound record has at most.
-const inboundHeaders = 11
+const inboundHeaders = 12
 
 // scratch is the memory of one event on its way to Kafka, used again once Kafka has acknowledged it.
 type scratch struct {
@@ -29,7 +29,7 @@ type scratch struct {
 const millis = "2006-01-02T15:04:05.000Z"
 
 // inboundRecord is the event as it stands on the log: on `inbound` where the account's organization is known, else on
-// `inbound.unrouted`, whose owner finds out. The value is body itself, the headers are in s.
+// `inbound.unrouted`, whose owner finds out. What is to be ignored goes there too, so that no organization sees it. The value is body itself, the headers are in s.
 func (s *scratch) inboundRecord(source string, e *source.Event, routes *routes, body []byte, now time.Time) (string, produce.Record) {
 	var account strings.Builder
 	account.Grow(len(source) + 1 + len(e.Account))
@@ -37,7 +37,7 @@ func (s *scratch) inboundRecord(source string, e *source.Event, routes *routes, 
 	account.WriteByte('/')
 	account.WriteString(e.Account)
 	topic, routingKey, org := schemas.InboundUnrouted, account.String(), ""
-	if e.Account != "" {
+	if e.Account != "" && e.Ignored == "" {
 		if r := routes.of(routingKey); r.takes(e.Organization) {
 			org = r.organization
 		}
@@ -59,6 +59,9 @@ func (s *scratch) inboundRecord(source string, e *source.Event, routes *routes, 
 	}
 	if e.Organization != "" {
 		h.add(schemas.HeaderNamedOrganization, e.Organization)
+	}
+	if e.Ignored != "" {
+		h.add(schemas.HeaderIgnored, e.Ignored)
 	}
 	h.addTime(schemas.HeaderAcceptedAt, now)
 	if !e.Occurred.IsZero() {

@@ -4,6 +4,7 @@ import (
 	"log/slog"
 	"strings"
 	"sync"
+	"time"
 
 	"google.golang.org/protobuf/proto"
 
@@ -27,7 +28,9 @@ func (r route) takes(named string) bool {
 
 // routes holds the table `routes` in memory: the route of each live account. An entry takes about 100 bytes.
 type routes struct {
-	log    *slog.Logger
+	log *slog.Logger
+	// age is for how long changes may have been missed.
+	age    func() time.Duration
 	shards [routeShards]routeShard
 }
 
@@ -36,8 +39,13 @@ type routeShard struct {
 	live map[string]route
 }
 
-func newRoutes(log *slog.Logger) *routes {
-	r := &routes{log: log}
+// maxRoutesAge is how old the table may be to be followed. An organization that an account was moved away from sends on
+// what still comes, for a minute after the move (processor/inbound, moveWindow): events that follow a route must have
+// left by then.
+const maxRoutesAge = 30 * time.Second
+
+func newRoutes(log *slog.Logger, age func() time.Duration) *routes {
+	r := &routes{log: log, age: age}
 	for i := range r.shards {
 		r.shards[i].live = map[string]route{}
 	}
@@ -63,8 +71,12 @@ func (r *routes) changed(key, value []byte) {
 	shard.live[account] = route{strings.Clone(changed.OrganizationId), changed.Learned}
 }
 
-// of is the route of an account (<source>/<account>); the zero one, which takes nothing, while it is not live.
+// of is the route of an account (<source>/<account>); the zero one, which takes nothing, while it is not live or the table
+// is too old. The router then does what the edge would have done.
 func (r *routes) of(account string) route {
+	if r.age() > maxRoutesAge {
+		return route{}
+	}
 	shard := r.shard(account)
 	shard.mu.RLock()
 	defer shard.mu.RUnlock()

@@ -3,6 +3,7 @@ package ingest
 import (
 	"log/slog"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	"google.golang.org/protobuf/proto"
@@ -11,7 +12,8 @@ import (
 )
 
 func TestWhichEventsFollowARoute(t *testing.T) {
-	routes := newRoutes(slog.New(slog.DiscardHandler))
+	var age time.Duration
+	routes := newRoutes(slog.New(slog.DiscardHandler), func() time.Duration { return age })
 	change := func(account string, r *webhooksv1.Route) {
 		value, err := proto.Marshal(r)
 		require.NoError(t, err)
@@ -35,7 +37,10 @@ func TestWhichEventsFollowARoute(t *testing.T) {
 		"an account that is not live any more": {"stripe/gone", "", false},
 	} {
 		t.Run(name, func(t *testing.T) {
+			age = maxRoutesAge
 			require.Equal(t, c.want, routes.of(c.account).takes(c.named))
+			age++
+			require.False(t, routes.of(c.account).takes(c.named), "a table too old is not followed")
 		})
 	}
 }

@@ -68,14 +68,10 @@ func (w *webhooks) take(ctx *fasthttp.RequestCtx, src source.Source, now time.Ti
 		return "", w.unread(err)
 	}
 	event, refusal := verified(src, &ctx.Request.Header, body, now)
-	if refusal != nil || event.Ignored != "" {
+	if refusal != nil {
 		w.producer.Budget.Give(reserved)
 		w.scratch.Put(s)
-		if refusal != nil {
-			return "", refusal
-		}
-		w.metrics.ignored[src.Name()].Inc()
-		return eventID(src.Name(), &event), nil
+		return "", refusal
 	}
 	id, record := s.inboundRecord(src.Name(), &event, w.routes, body, now)
 	record.Reserved = reserved
@@ -87,6 +83,9 @@ func (w *webhooks) take(ctx *fasthttp.RequestCtx, src source.Source, now time.Ti
 		return "", &source.Refusal{Reason: source.Unavailable, Detail: "The event could not be stored in time. Send it again."}
 	}
 	w.scratch.Put(s)
+	if event.Ignored != "" {
+		w.metrics.ignored[src.Name()].Inc()
+	}
 	return id, nil
 }
 

@@ -16,6 +16,7 @@ const (
 	HeaderAccount           = "ce_account"           // inbound: the source's account (cus_…), may be empty
 	HeaderOrganization      = "ce_organization"      // the org, where it is known
 	HeaderNamedOrganization = "ce_namedorganization" // inbound: the org that the event itself names, in its metadata for instance
+	HeaderIgnored           = "ce_ignored"           // inbound: why the event must not take effect, "livemode"
 	HeaderAcceptedAt        = "ce_acceptedat"        // RFC 3339 with milliseconds: when the edge took it
 	HeaderCorrelationID     = "ce_correlationid"     // events
 	HeaderCausationID       = "ce_causationid"       // events: our id of the cause

@@ -100,6 +100,7 @@ type routes struct{ changed func(key, value []byte) }
 
 func (r *routes) OnChange(fn func(key, value []byte)) { r.changed = fn }
 func (r *routes) Check(context.Context) error         { return nil }
+func (*routes) Age() time.Duration                    { return 0 }
 
 func customer(i int) string { return fmt.Sprintf("cus_%014d", i%customers) }
 

@@ -32,7 +32,7 @@ type Event struct {
 	Organization string
 	// Occurred is when, by the platform's clock; zero where the event does not say.
 	Occurred time.Time
-	// Ignored, when set, says why the event is answered 200 and goes no further.
+	// Ignored, when set, says why the event is answered 200 and recorded, but takes no effect.
 	Ignored string
 }
 

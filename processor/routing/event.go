@@ -19,6 +19,8 @@ type event struct {
 	receivedUnixMS             int64
 	// named is the organization that the event itself names, "" for none.
 	named string
+	// ignored is why the event must not take effect, "" for none.
+	ignored string
 }
 
 func readEvent(in *kgo.Record) event {
@@ -27,7 +29,7 @@ func readEvent(in *kgo.Record) event {
 	e := event{
 		source: header(schemas.HeaderSource), account: header(schemas.HeaderAccount), eventType: header(schemas.HeaderType),
 		sourceEventID: header(schemas.HeaderID), eventID: header(schemas.HeaderEventID), receivedUnixMS: in.Timestamp.UnixMilli(),
-		named: header(schemas.HeaderNamedOrganization),
+		named: header(schemas.HeaderNamedOrganization), ignored: header(schemas.HeaderIgnored),
 	}
 	// The edge names valid ids only; what has none of their form must not become a key.
 	if !id.ValidOrg(e.named) {

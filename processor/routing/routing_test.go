@@ -196,6 +196,24 @@ func TestUnhandledTypesAreIgnored(t *testing.T) {
 	require.Empty(t, w.Keys(schemas.Connections))
 }
 
+func TestWhatIsToBeIgnoredTakesNoEffect(t *testing.T) {
+	w := newWorld(t)
+	other := func(sourceID, account, named string) *kgo.Record {
+		r := event(sourceID, account, handled, named)
+		r.Headers = append(r.Headers, kgo.RecordHeader{Key: schemas.HeaderIgnored, Value: []byte("livemode")})
+		return r
+	}
+	out := w.Process(other("evt_1", "cus_1", "org_1"), other("evt_2", "", "org_1"))
+	require.Equal(t, []string{"evt_1 ignored livemode", "evt_2 ignored livemode"}, w.rows(out))
+	require.Empty(t, w.Keys(schemas.UnroutedHeld))
+	require.Empty(t, w.Keys(schemas.Connections), "it teaches nothing")
+
+	w.Process(event("evt_3", "cus_1", handled, "org_1"))
+	out = w.Process(other("evt_4", "cus_1", ""))
+	require.Equal(t, []string{"evt_4 ignored livemode"}, w.rows(out))
+	require.Empty(t, handedOn(out))
+}
+
 func TestEventWithoutAccount(t *testing.T) {
 	w := newWorld(t)
 	out := w.Process(event("evt_1", "", handled, "org_1"), event("evt_2", "", handled, ""))

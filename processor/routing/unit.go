@@ -36,12 +36,16 @@ func (u unit) event(in *kgo.Record, e *event) error {
 	if len(in.Value) > schemas.MaxInboundBody {
 		return u.dead(in, e, reasonTooLarge)
 	}
-	if e.account == "" {
-		return u.withoutAccount(in, e)
-	}
 	connection, err := u.connection(account)
 	if err != nil {
 		return err
+	}
+	if e.ignored != "" {
+		u.counts[resultIgnored]++
+		return u.row(account, e.row(connection.GetOrganizationId(), schemas.OutcomeIgnored, e.ignored))
+	}
+	if e.account == "" {
+		return u.withoutAccount(in, e)
 	}
 	if connection != nil {
 		return u.connected(in, e, connection)
