@@ -174,7 +174,7 @@ func TestASubscriptionEventTakesEffect(t *testing.T) {
 		schemas.HeaderCausationID:  cause,
 		schemas.HeaderCauseSource:  schemas.SourceStripe,
 		schemas.HeaderCauseEventID: "evt_a",
-		schemas.HeaderEndpointSet: "",
+		schemas.HeaderEndpointSet:  "",
 		schemas.HeaderAcceptedAt:   "2026-01-01T00:00:00.000Z",
 	} {
 		require.Equal(t, want, kafka.ReadHeader(events[0].Headers, header), header)
