@@ -8,19 +8,15 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/betterdata/webhooks/internal/cloudevent"
 	"github.com/betterdata/webhooks/internal/id"
 	"github.com/betterdata/webhooks/internal/stream"
 	"github.com/betterdata/webhooks/schemas"
 	webhooksv1 "github.com/betterdata/webhooks/schemas/webhooks/v1"
 )
 
-// Operational event types: never caused by each other (CONTRACT §4).
-const (
-	typeExhausted = "delivery.exhausted"
-	typeDisabled  = "endpoint.disabled"
-	// eventSource is ce_source of the events that the deliverer makes.
-	eventSource = "/deliverer"
-)
+// eventSource is ce_source of the events that the deliverer makes.
+const eventSource = "/deliverer"
 
 // emit produces a protobuf record in the endpoint's partition.
 func (t *task) emit(tx *stream.Tx, topic string, f *flight, m proto.Message) error {
@@ -108,21 +104,11 @@ func (t *task) emitDisable(tx *stream.Tx, f *flight) error {
 			EndpointId: f.ep.id, JudgedVersion: f.version, Reason: reasonGone,
 		}},
 	}
-	value, err := proto.Marshal(command)
+	r, err := cloudevent.Command(command)
 	if err != nil {
-		return fmt.Errorf("encode command to disable endpoint %s: %w", f.ep.id, err)
+		return fmt.Errorf("disable endpoint %s: %w", f.ep.id, err)
 	}
-	now := formatTime(tx.Now())
-	tx.Emit(schemas.Inbound, org, &kgo.Record{Key: []byte(org), Value: value, Headers: headers(
-		schemas.HeaderSpecVersion, schemas.SpecVersion,
-		schemas.HeaderID, command.GetId(),
-		schemas.HeaderSource, schemas.SourceManagement,
-		schemas.HeaderType, schemas.TypeCommand,
-		schemas.HeaderTime, now,
-		schemas.HeaderOrganization, org,
-		schemas.HeaderAcceptedAt, now,
-		schemas.HeaderContentType, schemas.ContentTypeProtobuf,
-	)})
+	tx.Emit(schemas.Inbound, org, r)
 	return nil
 }
 
@@ -139,7 +125,7 @@ type exhausted struct {
 // emitExhausted tells the organization's other endpoints of a delivery whose last attempt failed. It carries no version
 // of the endpoint set: it is not made where that is known.
 func (t *task) emitExhausted(tx *stream.Tx, f *flight) error {
-	if kind := f.event.GetType(); kind == typeExhausted || kind == typeDisabled {
+	if schemas.Operational(f.event.GetType()) {
 		return nil
 	}
 	data, err := json.Marshal(exhausted{
@@ -147,22 +133,16 @@ func (t *task) emitExhausted(tx *stream.Tx, f *flight) error {
 		AttemptCount: f.number, ErrorClass: f.result.Class.String(),
 	})
 	if err != nil {
-		return fmt.Errorf("encode %s of %s: %w", typeExhausted, f.id, err)
+		return fmt.Errorf("encode %s of %s: %w", schemas.TypeDeliveryExhausted, f.id, err)
 	}
 	org := f.event.GetOrganizationId()
-	now := formatTime(tx.Now())
-	tx.Emit(schemas.Events, org, &kgo.Record{Key: []byte(org), Value: data, Headers: headers(
-		schemas.HeaderSpecVersion, schemas.SpecVersion,
-		schemas.HeaderID, id.Derive(id.Event, typeExhausted, org, f.id),
-		schemas.HeaderSource, eventSource,
-		schemas.HeaderType, typeExhausted,
-		schemas.HeaderTime, now,
-		schemas.HeaderSubject, f.id,
-		schemas.HeaderOrganization, org,
-		schemas.HeaderAcceptedAt, now,
-		schemas.HeaderCausationID, f.event.GetId(),
-		schemas.HeaderContentType, schemas.ContentTypeJSON,
-	)})
+	now := tx.Now().UnixMilli()
+	cause := f.event.GetId()
+	tx.Emit(schemas.Events, org, (&cloudevent.Event{
+		ID: id.Derive(id.Event, schemas.TypeDeliveryExhausted, org, f.id), Type: schemas.TypeDeliveryExhausted,
+		Source: eventSource, Subject: f.id, Organization: org, OccurredUnixMS: now, AcceptedUnixMS: now,
+		CorrelationID: cause, CausationID: cause, CauseSource: eventSource, CauseEventID: f.id, Data: data,
+	}).Record())
 	return nil
 }
 
@@ -171,17 +151,8 @@ func (t *task) emitUnreadable(tx *stream.Tx, in *kgo.Record, why error) {
 	t.log.Error("record cannot be read, kept as dead letter", "topic", in.Topic, "offset", in.Offset, "error", why)
 	key := fmt.Sprintf("unreadable/%d/%d", in.Partition, in.Offset)
 	tx.Emit(schemas.DeliveriesDead, key, &kgo.Record{
-		Key: []byte(key), Value: in.Value, Headers: headers("error", "unreadable"),
+		Key: []byte(key), Value: in.Value, Headers: []kgo.RecordHeader{{Key: "error", Value: []byte("unreadable")}},
 	})
-}
-
-// headers makes record headers of names and values in turn.
-func headers(pairs ...string) []kgo.RecordHeader {
-	out := make([]kgo.RecordHeader, 0, len(pairs)/2)
-	for i := 0; i+1 < len(pairs); i += 2 {
-		out = append(out, kgo.RecordHeader{Key: pairs[i], Value: []byte(pairs[i+1])})
-	}
-	return out
 }
 
 func outcomeName(success bool) string {
@@ -190,8 +161,6 @@ func outcomeName(success bool) string {
 	}
 	return "failure"
 }
-
-func formatTime(t time.Time) string { return t.UTC().Format("2006-01-02T15:04:05.000Z") }
 
 func ms(d time.Duration) uint32 { return uint32(max(0, d.Milliseconds())) }
 
