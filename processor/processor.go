@@ -212,20 +212,20 @@ func (p *Processor) Run(ctx context.Context) error {
 	// Groups are links of a chain; the sinks at its end have nothing to say to each other.
 	var errs []error
 	for _, r := range running[:len(p.groups)] {
-		errs = append(errs, r.stop())
+		errs = append(errs, r.stop(context.Cause(ctx)))
 	}
 	for _, r := range running[len(p.groups):] {
-		r.cancel()
+		r.cancel(context.Cause(ctx))
 	}
 	for _, r := range running[len(p.groups):] {
-		errs = append(errs, r.stop())
+		errs = append(errs, r.stop(context.Cause(ctx)))
 	}
 	return errors.Join(errs...)
 }
 
 // run is a part that runs.
 type run struct {
-	cancel context.CancelFunc
+	cancel context.CancelCauseFunc
 	done   chan struct{}
 	err    error
 }
@@ -233,7 +233,7 @@ type run struct {
 // begin runs a part whose stop is its own: the end of ctx alone does not reach it. A part that ends before it is told
 // to has failed.
 func begin(ctx context.Context, p part, failed chan<- struct{}) *run {
-	own, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	own, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
 	r := &run{cancel: cancel, done: make(chan struct{})}
 	go func() {
 		defer close(r.done)
@@ -249,9 +249,9 @@ func begin(ctx context.Context, p part, failed chan<- struct{}) *run {
 	return r
 }
 
-// stop waits until the part has ended.
-func (r *run) stop() error {
-	r.cancel()
+// stop waits until the part has ended. The cause tells it how much time there is.
+func (r *run) stop(cause error) error {
+	r.cancel(cause)
 	<-r.done
 	return r.err
 }

@@ -23,12 +23,29 @@ import (
 type Stage struct {
 	// Name stands in logs, errors and /readyz.
 	Name string
-	// Run works until ctx ends and returns nil once everything it holds is drained.
+	// Run works until ctx ends and returns nil once everything it holds is drained; by when, Deadline tells.
 	Run func(ctx context.Context) error
 	// Check returns nil while the stage does useful work; a stage without one is ready at once.
 	Check func(ctx context.Context) error
 	// Eager stages start while the ones before them are not ready yet, and cope with that themselves.
 	Eager bool
+}
+
+// Stopping is the cause that a stage's context ends with: the process stops, and all of its stages together must have
+// ended by then.
+type Stopping struct{ By time.Time }
+
+func (s *Stopping) Error() string {
+	return "stopping; all must have ended by " + s.By.Format(time.RFC3339)
+}
+
+// Deadline is until when there is time to drain, once ctx has ended; ok is false when nobody has said. Those who stop after
+// the one that asks have no other time than what it leaves.
+func Deadline(ctx context.Context) (by time.Time, ok bool) {
+	if s, ok := errors.AsType[*Stopping](context.Cause(ctx)); ok {
+		return s.By, true
+	}
+	return time.Time{}, false
 }
 
 const (
@@ -53,7 +70,7 @@ type Process struct {
 type running struct {
 	Stage
 	begun  time.Time
-	cancel context.CancelFunc
+	cancel context.CancelCauseFunc
 	done   chan struct{}
 	err    error
 }
@@ -116,7 +133,7 @@ func (p *Process) start(ctx context.Context, failed chan *running) *running {
 
 // begin runs a stage, whose end is its own: the end of ctx alone does not reach it.
 func (p *Process) begin(ctx context.Context, r *running, failed chan<- *running) {
-	own, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	own, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
 	p.mu.Lock()
 	r.cancel, r.begun = cancel, time.Now()
 	p.started++
@@ -169,15 +186,16 @@ func (p *Process) stop(ctx context.Context) error {
 	// Whatever happens, nothing is left running that could still write.
 	defer func() {
 		for _, r := range started {
-			r.cancel()
+			r.cancel(nil)
 		}
 	}()
+	deadline, _ := ctx.Deadline()
 	var errs []error
 	for i := len(started) - 1; i >= 0; i-- {
 		r := started[i]
 		begun := time.Now()
 		ended := r.ended()
-		r.cancel()
+		r.cancel(&Stopping{By: deadline})
 		select {
 		case <-r.done:
 		case <-ctx.Done():

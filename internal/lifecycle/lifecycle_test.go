@@ -246,3 +246,32 @@ func TestAdmin(t *testing.T) {
 	require.NoError(t, <-ended)
 	http.DefaultClient.CloseIdleConnections()
 }
+
+func TestAStageIsToldHowMuchTimeItHasToStop(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var left []time.Duration
+		stage := func(name string, takes time.Duration) Stage {
+			return Stage{Name: name, Run: func(ctx context.Context) error {
+				_, ok := Deadline(ctx)
+				require.False(t, ok, "nobody has asked for a stop")
+				<-ctx.Done()
+				// A room passes it on to its own parts.
+				part, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+				cancel(context.Cause(ctx))
+				by, ok := Deadline(part)
+				require.True(t, ok)
+				left = append(left, time.Until(by))
+				time.Sleep(takes)
+				return nil
+			}}
+		}
+		p := New(quiet(), 30*time.Second, stage("first", 0), stage("second", 0), stage("third", 12*time.Second))
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- p.Run(ctx) }()
+		synctest.Wait()
+		cancel()
+		require.NoError(t, <-ended)
+		require.Equal(t, []time.Duration{30 * time.Second, 18 * time.Second, 18 * time.Second}, left)
+	})
+}

@@ -197,7 +197,7 @@ func (s *session) handOver(parts []*owned) error {
 	if len(parts) == 0 {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(s.hard, s.g.cfg.DrainTimeout)
+	ctx, cancel := context.WithTimeout(s.hard, s.g.drainTime())
 	defer cancel()
 	var tasks sync.WaitGroup
 	running := parts[:0:0]

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -15,6 +16,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/betterdata/webhooks/internal/kafka"
+	"github.com/betterdata/webhooks/internal/lifecycle"
 	"github.com/betterdata/webhooks/internal/store"
 )
 
@@ -35,7 +37,8 @@ type Config struct {
 	RebalanceTimeout time.Duration
 	// DrainTimeout, 5 s, is how long tasks may take to hand over what is in flight.
 	DrainTimeout time.Duration
-	// StopTimeout, 20 s, bounds everything Run does after its context has ended.
+	// StopTimeout, 20 s, bounds everything Run does after its context has ended, or after it failed. Where the process
+	// has less time to stop (lifecycle.Deadline), it is half of what is left: others stop after this group.
 	StopTimeout time.Duration
 	// A transaction closes at BatchRecords inputs (1,000), BatchBytes of outputs (8 MB) or at the age BatchAge (25 ms).
 	BatchRecords int
@@ -79,6 +82,7 @@ type Group struct {
 	sessions []*session
 	retries  int // of a transaction that aborts
 	faults   faults
+	budget   atomic.Int64 // for the stop that has begun, as a time.Duration; 0 before
 
 	// Set by Run, before the sessions start.
 	db     *store.DB
@@ -126,17 +130,41 @@ func (g *Group) Run(ctx context.Context) (err error) {
 		}
 		return err
 	}
-	// Work in hand outlives ctx: it is finished or handed over, within StopTimeout.
-	hard, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	defer cancel()
-	defer context.AfterFunc(ctx, func() { time.AfterFunc(g.cfg.StopTimeout, cancel) })()
-
+	// Work in hand outlives ctx: it is finished or handed over, and the group is left, within the budget of the stop. It
+	// begins when ctx ends, or when a session has failed for good.
+	hard, noMoreWork := context.WithCancel(context.WithoutCancel(ctx))
+	defer noMoreWork()
+	end, noMoreTime := context.WithCancel(context.WithoutCancel(ctx))
+	defer noMoreTime()
 	group, gctx := errgroup.WithContext(ctx)
+	defer context.AfterFunc(gctx, func() {
+		budget := g.stopBudget(gctx)
+		g.budget.Store(int64(budget))
+		time.AfterFunc(budget*3/4, noMoreWork)
+		time.AfterFunc(budget, noMoreTime)
+	})()
 	group.Go(func() error { g.watchEnds(gctx); return nil })
 	for i, s := range g.sessions {
-		group.Go(func() error { return s.run(gctx, hard, ids[i]) })
+		group.Go(func() error { return s.run(gctx, hard, end, ids[i]) })
 	}
 	return group.Wait()
+}
+
+// stopBudget is how long the stop may take that stopping, which has ended, asks for.
+func (g *Group) stopBudget(stopping context.Context) time.Duration {
+	budget := g.cfg.StopTimeout
+	if by, ok := lifecycle.Deadline(stopping); ok {
+		budget = min(budget, time.Until(by)/2)
+	}
+	return max(budget, time.Millisecond)
+}
+
+// drainTime is how long tasks may drain: what they hand over must still be committed.
+func (g *Group) drainTime() time.Duration {
+	if budget := time.Duration(g.budget.Load()); budget > 0 {
+		return min(g.cfg.DrainTimeout, budget/2)
+	}
+	return g.cfg.DrainTimeout
 }
 
 // faults are where tests break a transaction.

@@ -24,7 +24,8 @@ type session struct {
 	// Of the current client; the loop's alone.
 	gts    *kgo.GroupTransactSession
 	client *kgo.Client
-	hard   context.Context // ends when there is no more time for anything
+	hard   context.Context // ends when there is no more time for work
+	end    context.Context // ends when there is none for leaving the group either
 	owned  map[int32]*owned
 	input  string
 
@@ -62,8 +63,8 @@ func newSession(g *Group, n int) *session {
 const maxBarren = 5
 
 // run keeps a client working until ctx ends.
-func (s *session) run(ctx, hard context.Context, txnID string) error {
-	s.hard = hard
+func (s *session) run(ctx, hard, end context.Context, txnID string) error {
+	s.hard, s.end = hard, end
 	backoff, barren := 100*time.Millisecond, 0
 	for {
 		err := s.life(ctx, txnID)
@@ -123,7 +124,7 @@ func (s *session) life(ctx context.Context, txnID string) (err error) {
 
 // leave the group and close the client, within bounds also when no broker answers.
 func (s *session) leave() {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(s.hard), 5*time.Second)
+	ctx, cancel := context.WithTimeout(s.end, 5*time.Second)
 	defer cancel()
 	s.gts.AllowRebalance()
 	if err := s.client.LeaveGroupContext(ctx); err != nil {
