@@ -15,6 +15,7 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kfake"
 
+	"github.com/betterdata/webhooks/deploy/local/brokerlog"
 	"github.com/betterdata/webhooks/deploy/local/takeover"
 	"github.com/betterdata/webhooks/schemas"
 )
@@ -31,8 +32,8 @@ type BrokerConfig struct {
 }
 
 // Broker is a Kafka for one machine: franz-go's kfake in this process, with its log on disk. Records survive a stop and a
-// SIGKILL. A SIGKILL may tear the transactions that were in flight: their end is not written to all partitions as one.
-// Exactly-once is a promise on a real Kafka only.
+// SIGKILL; transactions that were in flight are aborted at the next start (package brokerlog). It does not wait for the
+// disk, so it promises nothing about a loss of power.
 type Broker struct {
 	folder  string
 	addr    string
@@ -61,17 +62,17 @@ func StartBroker(ctx context.Context, cfg BrokerConfig, log *slog.Logger) (*Brok
 }
 
 func (b *Broker) open(ln *gate, log *slog.Logger) error {
-	torn, err := b.openedBefore()
+	killed, err := b.openedBefore()
 	if err != nil {
 		return err
 	}
-	if torn {
-		log.Warn("the embedded kafka was killed: transactions that were in flight may be torn; going on", "folder", b.folder)
+	if err := b.mend(killed, log); err != nil {
+		return err
 	}
 	b.cluster, err = kfake.NewCluster(
 		kfake.NumBrokers(1),
 		kfake.ClusterID("webhooks-local"),
-		kfake.DataDir(filepath.Join(b.folder, "log")),
+		kfake.DataDir(b.logFolder()),
 		kfake.ListenFn(func(string, string) (net.Listener, error) { return ln, nil }),
 		kfake.WithLogger(brokerLog{log.With("component", "embedded-kafka")}),
 		kfake.BrokerConfigs(map[string]string{
@@ -83,8 +84,31 @@ func (b *Broker) open(ln *gate, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	b.cluster.Compact()
+	if err := brokerlog.Compact(b.logFolder(), b.cluster.Compact); err != nil {
+		b.cluster.Close()
+		return err
+	}
 	close(ln.open)
+	return nil
+}
+
+func (b *Broker) logFolder() string { return filepath.Join(b.folder, "log") }
+
+// mend makes whole what the last process left, and says in one line what that was.
+func (b *Broker) mend(killed bool, log *slog.Logger) error {
+	undone, err := brokerlog.Restore(b.logFolder())
+	if err != nil {
+		return err
+	}
+	torn, err := brokerlog.Mend(b.logFolder())
+	if err != nil {
+		return err
+	}
+	if killed || undone || !torn.Whole() {
+		log.Warn("the embedded kafka was killed; its log is whole again: transactions in flight are aborted",
+			"folder", b.folder, "transactions", torn.Transactions, "half_committed", torn.HalfCommitted,
+			"markers", torn.Markers, "offsets_taken_back", torn.Offsets, "cut_bytes", torn.CutBytes, "compaction_undone", undone)
+	}
 	return nil
 }
 
