@@ -106,7 +106,7 @@ func (t *task) release(tx *stream.Tx, e *event, cmd *webhooksv1.Command, r *webh
 		return 0, err
 	}
 	key := movedKey(cmd.OrganizationId, r.Source, r.Account)
-	adopt := &webhooksv1.AdoptAccount{Source: r.Source, Account: r.Account, MovedUnixMs: r.MovedUnixMs}
+	adopt := &webhooksv1.AdoptAccount{Source: r.Source, Account: r.Account, MovedUnixMs: r.MovedUnixMs, Order: r.Order}
 	if r.Source == schemas.SourceStripe {
 		state, err := stateOf(tx, cmd.OrganizationId)
 		if err != nil {
@@ -120,7 +120,8 @@ func (t *task) release(tx *stream.Tx, e *event, cmd *webhooksv1.Command, r *webh
 		}
 		t.write(tx, effects)
 	}
-	if err := t.moved.set(tx, key, &webhooksv1.MovedAccount{OrganizationId: r.ToOrganizationId, MovedUnixMs: r.MovedUnixMs}); err != nil {
+	mark := &webhooksv1.MovedAccount{OrganizationId: r.ToOrganizationId, MovedUnixMs: r.MovedUnixMs, Order: r.Order}
+	if err := t.moved.set(tx, key, mark); err != nil {
 		return 0, err
 	}
 	t.hand(tx, &webhooksv1.Command{
@@ -138,7 +139,7 @@ func (t *task) adopt(tx *stream.Tx, e *event, cmd *webhooksv1.Command, a *webhoo
 		return 0, err
 	}
 	key := movedKey(cmd.OrganizationId, a.Source, a.Account)
-	if mark := t.moved.marks[key]; mark != nil && mark.MovedUnixMs > a.MovedUnixMs {
+	if mark := t.moved.marks[key]; mark != nil && mark.Order > a.Order {
 		cmd.OrganizationId = mark.OrganizationId
 		t.hand(tx, cmd)
 		return forwarded, nil

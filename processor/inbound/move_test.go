@@ -21,7 +21,9 @@ import (
 // release is what the owner of cus_1 tells the organization that held it.
 func (r rig) release(from, to string) *kgo.Record {
 	return command(r.t, &webhooksv1.Command{Id: id.New(id.Command), OrganizationId: from, Action: &webhooksv1.Command_ReleaseAccount{
-		ReleaseAccount: &webhooksv1.ReleaseAccount{Source: "stripe", Account: "cus_1", ToOrganizationId: to, MovedUnixMs: r.Now.UnixMilli()},
+		ReleaseAccount: &webhooksv1.ReleaseAccount{
+			Source: "stripe", Account: "cus_1", ToOrganizationId: to, MovedUnixMs: r.Now.UnixMilli(), Order: r.Watermark() + 1,
+		},
 	}})
 }
 
@@ -143,7 +145,7 @@ func TestMovesThatOvertakeEachOther(t *testing.T) {
 	r := newRig(t)
 	r.Process(r.subscription("evt_a", billing.SubscriptionCreated, "active", "scm_pro"))
 	first := r.Process(r.release(org, "org_2"))
-	r.Now = r.Now.Add(time.Second)
+	r.Now = r.Now.Add(-time.Hour) // the clock of the accounts' owner is set back
 	// The second organization is told to release before it has been handed the account.
 	second := r.Process(r.release("org_2", "org_3"))
 	r.settle(second)

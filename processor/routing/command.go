@@ -77,8 +77,7 @@ func (u unit) connect(account string, cmd *webhooksv1.Command, create *webhooksv
 	}
 	made := proto.CloneOf(wanted)
 	made.OrganizationId, made.Status, made.Learned = cmd.OrganizationId, resource.ConnectionActive, false
-	// Moves of an account are told apart by their time.
-	made.CreatedUnixMs = max(u.tx.Now().UnixMilli(), current.GetCreatedUnixMs()+1)
+	made.CreatedUnixMs = u.tx.Now().UnixMilli()
 	if err := u.put(schemas.Connections, account, made); err != nil {
 		return nil, nil, err
 	}
@@ -98,11 +97,12 @@ func (u unit) tell(cmd *webhooksv1.Command, made, before *webhooksv1.Connection)
 	told := &webhooksv1.Command{Id: id.Derive(id.Command, "tell", cmd.Id), OrganizationId: org, KeyId: cmd.KeyId, IssuedUnixMs: u.tx.Now().UnixMilli()}
 	if before != nil {
 		told.Action = &webhooksv1.Command_ReleaseAccount{ReleaseAccount: &webhooksv1.ReleaseAccount{
-			Source: made.Source, Account: made.Account, ToOrganizationId: made.OrganizationId, MovedUnixMs: made.CreatedUnixMs,
+			Source: made.Source, Account: made.Account, ToOrganizationId: made.OrganizationId,
+			MovedUnixMs: made.CreatedUnixMs, Order: u.order,
 		}}
 	} else {
 		told.Action = &webhooksv1.Command_AdoptAccount{AdoptAccount: &webhooksv1.AdoptAccount{
-			Source: made.Source, Account: made.Account, MovedUnixMs: made.CreatedUnixMs,
+			Source: made.Source, Account: made.Account, MovedUnixMs: made.CreatedUnixMs, Order: u.order,
 		}}
 	}
 	r, err := cloudevent.Command(told)

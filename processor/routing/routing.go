@@ -103,7 +103,7 @@ func (t *task) recall() error {
 
 // Process implements stream.Task.
 func (t *task) Process(tx *stream.Tx, in *kgo.Record) error {
-	u := unit{task: t, tx: tx}
+	u := unit{task: t, tx: tx, order: in.Offset + 1}
 	e := readEvent(in)
 	if cloudevent.IsCommand(e.source, e.eventType) {
 		return u.command(in, &e)

@@ -240,6 +240,16 @@ func TestConnectAgainAndByOthers(t *testing.T) {
 	require.Equal(t, []string{"org_2 evt_1"}, handedOn(w.Process(event("evt_1", "cus_1", handled, ""))))
 }
 
+func TestChangesOfAConnectionAreInOrderWhateverTheClockSays(t *testing.T) {
+	w := newWorld(t)
+	w.Process(event("evt_1", "cus_1", handled, "org_1"))
+	moved := w.Process(connect("org_2", "cus_1", true))
+	w.Process(disconnect("org_2", "cus_1", w.outcome(moved).GetConnection().Id))
+	w.Now = w.Now.Add(-time.Hour)
+	again := w.told(w.Process(connect("org_1", "cus_1", false)))[0].GetAdoptAccount()
+	require.Greater(t, again.Order, w.told(moved)[0].GetReleaseAccount().Order)
+}
+
 // told lists the commands that went to organizations.
 func (w *world) told(out streamtest.Outputs) []*webhooksv1.Command {
 	w.t.Helper()

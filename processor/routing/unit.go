@@ -29,6 +29,8 @@ const retainedHeld = "held"
 type unit struct {
 	*task
 	tx *stream.Tx
+	// order is higher in later calls of Process, whatever the clock says.
+	order int64
 }
 
 func (u unit) event(in *kgo.Record, e *event) error {

@@ -160,8 +160,10 @@ type MovedAccount struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	OrganizationId string                 `protobuf:"bytes,1,opt,name=organization_id,json=organizationId,proto3" json:"organization_id,omitempty"`
 	MovedUnixMs    int64                  `protobuf:"varint,2,opt,name=moved_unix_ms,json=movedUnixMs,proto3" json:"moved_unix_ms,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// As in ReleaseAccount.
+	Order         int64 `protobuf:"varint,3,opt,name=order,proto3" json:"order,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *MovedAccount) Reset() {
@@ -204,6 +206,13 @@ func (x *MovedAccount) GetOrganizationId() string {
 func (x *MovedAccount) GetMovedUnixMs() int64 {
 	if x != nil {
 		return x.MovedUnixMs
+	}
+	return 0
+}
+
+func (x *MovedAccount) GetOrder() int64 {
+	if x != nil {
+		return x.Order
 	}
 	return 0
 }
@@ -1028,10 +1037,11 @@ const file_webhooks_v1_billing_proto_rawDesc = "" +
 	" \x01(\x03R\x0fevaluatedUnixMs\x12\x1e\n" +
 	"\vdue_unix_ms\x18\v \x01(\x03R\tdueUnixMsB\x0f\n" +
 	"\r_last_paymentB\x0f\n" +
-	"\r_last_failure\"[\n" +
+	"\r_last_failure\"q\n" +
 	"\fMovedAccount\x12'\n" +
 	"\x0forganization_id\x18\x01 \x01(\tR\x0eorganizationId\x12\"\n" +
-	"\rmoved_unix_ms\x18\x02 \x01(\x03R\vmovedUnixMs\"\xf5\x04\n" +
+	"\rmoved_unix_ms\x18\x02 \x01(\x03R\vmovedUnixMs\x12\x14\n" +
+	"\x05order\x18\x03 \x01(\x03R\x05order\"\xf5\x04\n" +
 	"\fSubscription\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1f\n" +
 	"\vcustomer_id\x18\x02 \x01(\tR\n" +

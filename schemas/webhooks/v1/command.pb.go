@@ -658,8 +658,11 @@ type ReleaseAccount struct {
 	Source           string                 `protobuf:"bytes,1,opt,name=source,proto3" json:"source,omitempty"`
 	Account          string                 `protobuf:"bytes,2,opt,name=account,proto3" json:"account,omitempty"`
 	ToOrganizationId string                 `protobuf:"bytes,3,opt,name=to_organization_id,json=toOrganizationId,proto3" json:"to_organization_id,omitempty"`
-	// When it was moved. A later move of the account has a later time.
-	MovedUnixMs   int64 `protobuf:"varint,4,opt,name=moved_unix_ms,json=movedUnixMs,proto3" json:"moved_unix_ms,omitempty"`
+	// When it was moved.
+	MovedUnixMs int64 `protobuf:"varint,4,opt,name=moved_unix_ms,json=movedUnixMs,proto3" json:"moved_unix_ms,omitempty"`
+	// A later change of the account's connection has a higher one, whatever the clock says: one more than the offset, in the
+	// account's partition of `inbound.unrouted`, of the record that made it.
+	Order         int64 `protobuf:"varint,5,opt,name=order,proto3" json:"order,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -722,6 +725,13 @@ func (x *ReleaseAccount) GetMovedUnixMs() int64 {
 	return 0
 }
 
+func (x *ReleaseAccount) GetOrder() int64 {
+	if x != nil {
+		return x.Order
+	}
+	return 0
+}
+
 // AdoptAccount tells an organization that an account is connected to it, and what another one knew of it.
 type AdoptAccount struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -729,6 +739,8 @@ type AdoptAccount struct {
 	Account       string                 `protobuf:"bytes,2,opt,name=account,proto3" json:"account,omitempty"`
 	MovedUnixMs   int64                  `protobuf:"varint,3,opt,name=moved_unix_ms,json=movedUnixMs,proto3" json:"moved_unix_ms,omitempty"`
 	Subscriptions []*Subscription        `protobuf:"bytes,4,rep,name=subscriptions,proto3" json:"subscriptions,omitempty"`
+	// As in ReleaseAccount.
+	Order         int64 `protobuf:"varint,5,opt,name=order,proto3" json:"order,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -789,6 +801,13 @@ func (x *AdoptAccount) GetSubscriptions() []*Subscription {
 		return x.Subscriptions
 	}
 	return nil
+}
+
+func (x *AdoptAccount) GetOrder() int64 {
+	if x != nil {
+		return x.Order
+	}
+	return 0
 }
 
 // CommandOutcome is written to `command-outcomes` in the command's transaction, refusals too.
@@ -1129,17 +1148,19 @@ const file_webhooks_v1_command_proto_rawDesc = "" +
 	"\x10DeleteConnection\x12#\n" +
 	"\rconnection_id\x18\x01 \x01(\tR\fconnectionId\x12\x16\n" +
 	"\x06source\x18\x02 \x01(\tR\x06source\x12\x18\n" +
-	"\aaccount\x18\x03 \x01(\tR\aaccount\"\x94\x01\n" +
+	"\aaccount\x18\x03 \x01(\tR\aaccount\"\xaa\x01\n" +
 	"\x0eReleaseAccount\x12\x16\n" +
 	"\x06source\x18\x01 \x01(\tR\x06source\x12\x18\n" +
 	"\aaccount\x18\x02 \x01(\tR\aaccount\x12,\n" +
 	"\x12to_organization_id\x18\x03 \x01(\tR\x10toOrganizationId\x12\"\n" +
-	"\rmoved_unix_ms\x18\x04 \x01(\x03R\vmovedUnixMs\"\xa5\x01\n" +
+	"\rmoved_unix_ms\x18\x04 \x01(\x03R\vmovedUnixMs\x12\x14\n" +
+	"\x05order\x18\x05 \x01(\x03R\x05order\"\xbb\x01\n" +
 	"\fAdoptAccount\x12\x16\n" +
 	"\x06source\x18\x01 \x01(\tR\x06source\x12\x18\n" +
 	"\aaccount\x18\x02 \x01(\tR\aaccount\x12\"\n" +
 	"\rmoved_unix_ms\x18\x03 \x01(\x03R\vmovedUnixMs\x12?\n" +
-	"\rsubscriptions\x18\x04 \x03(\v2\x19.webhooks.v1.SubscriptionR\rsubscriptions\"\x8d\x02\n" +
+	"\rsubscriptions\x18\x04 \x03(\v2\x19.webhooks.v1.SubscriptionR\rsubscriptions\x12\x14\n" +
+	"\x05order\x18\x05 \x01(\x03R\x05order\"\x8d\x02\n" +
 	"\x0eCommandOutcome\x12\x1d\n" +
 	"\n" +
 	"command_id\x18\x01 \x01(\tR\tcommandId\x123\n" +
