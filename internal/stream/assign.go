@@ -136,6 +136,7 @@ func (s *session) started(o *owned, start int64) error {
 	}
 	s.g.metrics.restoring.Dec()
 	s.g.metrics.partitions.Inc()
+	s.told = false
 	s.log.Debug("partition taken", "topic", s.input, "partition", o.id, "offset", o.track.next.offset)
 	s.setPaused(o)
 	return nil
@@ -173,6 +174,8 @@ func (s *session) give(o *owned) {
 	} else {
 		s.g.metrics.partitions.Dec()
 	}
+	s.told = false
+	s.dropBacklog(o)
 	o.close()
 	delete(s.owned, o.id)
 }

@@ -24,9 +24,13 @@ const (
 	busy = 200
 	// idlePoll bounds a poll with nothing to wait for.
 	idlePoll = time.Second
-	// A partition is no longer polled when so much of it waits in memory for room.
+	// maxBacklogRecords is how many records of a partition may wait in memory for room.
 	maxBacklogRecords = 1000
-	maxBacklogBytes   = 8 << 20
+	// maxBacklogBytes bounds what waits in a session, all its partitions together: beyond it, those that have a backlog are
+	// polled no more. One poll may overshoot it by what the client holds, fetchBytes a broker. With three brokers that is
+	// 32 + 3 × 16 = 80 MB of backlogs and 48 MB within the client, at most, however many partitions there are.
+	maxBacklogBytes = 32 << 20
+	fetchBytes      = 16 << 20
 )
 
 // collect polls and processes until the batch closes: by count, size or age, or because nothing more is at hand.
@@ -91,7 +95,7 @@ func (s *session) poll(ctx context.Context, wait time.Duration, limit int) (n in
 		if o == nil || p.Topic != s.input || len(p.Records) == 0 {
 			return
 		}
-		o.take(p.Records)
+		s.backlogBytes += o.take(p.Records)
 		o.end = p.HighWatermark
 		n += len(p.Records)
 	})
@@ -118,14 +122,23 @@ func (s *session) pollError(p kgo.FetchTopicPartition) error {
 	return nil
 }
 
-// take queues polled records.
-func (o *owned) take(records []*kgo.Record) {
+// take queues polled records and returns their size.
+func (o *owned) take(records []*kgo.Record) (bytes int) {
 	for _, r := range records {
-		o.backlogBytes += len(r.Value) + len(r.Key)
+		bytes += inputBytes(r)
 	}
 	o.backlog = append(o.backlog, records...)
 	last := records[len(records)-1]
 	o.fetched = position{last.Offset + 1, last.LeaderEpoch}
+	return bytes
+}
+
+func inputBytes(r *kgo.Record) int {
+	n := len(r.Value) + len(r.Key)
+	for i := range r.Headers {
+		n += len(r.Headers[i].Key) + len(r.Headers[i].Value)
+	}
+	return n
 }
 
 // drainBacklogs processes what is queued, as far as tasks and the batch have room, and stops the polling of partitions
@@ -137,6 +150,8 @@ func (s *session) drainBacklogs(b *batch) error {
 				return &taskError{err}
 			}
 		}
+	}
+	for _, o := range s.owned { // now that it is known how much waits
 		s.setPaused(o)
 	}
 	b.closed = b.closed || b.inputs >= b.limit || b.bytes >= s.g.cfg.BatchBytes ||
@@ -150,7 +165,7 @@ func (s *session) drainBacklog(o *owned, b *batch) error {
 		r := o.backlog[taken]
 		if r.Attrs.IsControl() {
 			o.track.skip(r)
-			o.backlogBytes -= len(r.Value) + len(r.Key)
+			s.backlogBytes -= inputBytes(r)
 			continue
 		}
 		if b.inputs >= b.limit || b.bytes+o.tx.bytes-before >= s.g.cfg.BatchBytes || !o.mayTake() {
@@ -164,7 +179,7 @@ func (s *session) drainBacklog(o *owned, b *batch) error {
 		if err := o.process(r, now); err != nil {
 			return err
 		}
-		o.backlogBytes -= len(r.Value) + len(r.Key)
+		s.backlogBytes -= inputBytes(r)
 	}
 	b.bytes += o.tx.bytes - before
 	if taken > 0 {
@@ -183,12 +198,16 @@ func (o *owned) mayTake() bool {
 	return !o.full()
 }
 
+// hasEnough reports that more of a partition would only wait in memory: its task has no room, too much waits, or the
+// partition is paused already. Pausing drops what the client has fetched ahead, so it lasts until the backlog is used up.
+func (o *owned) hasEnough(sessionBytes int) bool {
+	return len(o.backlog) > 0 &&
+		(o.paused || o.full() || len(o.backlog) >= maxBacklogRecords || sessionBytes >= maxBacklogBytes)
+}
+
 // setPaused keeps the client from fetching what could only be queued.
 func (s *session) setPaused(o *owned) {
-	pause := o.task == nil || len(o.backlog) >= maxBacklogRecords || o.backlogBytes >= maxBacklogBytes
-	if o.paused && !pause && len(o.backlog) > 0 && o.full() {
-		pause = true // wait until there is room again: pausing drops what the client has fetched ahead
-	}
+	pause := o.task == nil || o.hasEnough(s.backlogBytes)
 	if pause == o.paused {
 		return
 	}

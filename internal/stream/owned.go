@@ -26,11 +26,10 @@ type owned struct {
 	// open tells that the task was called since the last settle.
 	open bool
 	// backlog are polled records that wait for room; fetched is behind the last of them.
-	backlog      []*kgo.Record
-	backlogBytes int
-	fetched      position
-	end          int64 // of the input's partition, as last seen
-	paused       bool
+	backlog []*kgo.Record
+	fetched position
+	end     int64 // of the input's partition, as last seen
+	paused  bool
 	// claimed tells that a commit of this owner has announced what it may start, and allowed how many records that are
 	// until the next commit. Before the claim a tracked group takes nothing: after a crash the next owner would not know
 	// that anything was started.

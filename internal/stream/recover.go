@@ -145,11 +145,19 @@ func (s *session) fetchNames(ctx context.Context, req *kmsg.OffsetFetchRequest) 
 func (s *session) rewind() {
 	for _, o := range s.owned {
 		if o.task != nil {
-			clear(o.backlog)
-			o.backlog, o.backlogBytes, o.fetched = o.backlog[:0], 0, o.track.next
+			s.dropBacklog(o)
+			o.fetched = o.track.next
 		}
 	}
 	s.keepPositions()
+}
+
+func (s *session) dropBacklog(o *owned) {
+	for _, r := range o.backlog {
+		s.backlogBytes -= inputBytes(r)
+	}
+	clear(o.backlog)
+	o.backlog = o.backlog[:0]
 }
 
 // keepPositions sets the client's positions behind what has been polled. Whenever a transaction does not commit it

@@ -5,6 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
+	"strconv"
 	"sync"
 	"time"
 
@@ -32,11 +35,13 @@ type session struct {
 	restoring context.Context // ends with the client
 	restores  sync.WaitGroup
 
-	told       int       // partitions, as last logged
-	complaint  complaint // of polls, as last logged
-	lastBatch  int       // inputs of the last transaction
-	lastCommit time.Time // when it ended
-	progress   bool      // this client has committed something
+	told      bool      // which partitions are owned, in the log
+	complaint complaint // of polls, as last logged
+	lastBatch int       // inputs of the last transaction
+	// backlogBytes is the size of the backlogs of all owned partitions.
+	backlogBytes int
+	lastCommit   time.Time // when it ended
+	progress     bool      // this client has committed something
 
 	mail mailbox
 }
@@ -97,7 +102,8 @@ func (s *session) run(ctx, hard, end context.Context, txnID string) error {
 
 // life is that of one client.
 func (s *session) life(ctx context.Context, txnID string) (err error) {
-	s.owned, s.progress, s.told = map[int32]*owned{}, false, 0
+	s.owned, s.progress, s.told = map[int32]*owned{}, false, true
+	s.backlogBytes = 0
 	s.mail.reset()
 	if s.gts, err = kgo.NewGroupTransactSession(s.options(txnID)...); err != nil {
 		return fmt.Errorf("make client: %w", err)
@@ -148,7 +154,7 @@ func (s *session) options(txnID string) []kgo.Opt {
 		kgo.ConsumeStartOffset(kgo.NewOffset().AtStart()),
 		kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()),
 		kgo.FetchMaxWait(500*time.Millisecond),
-		kgo.FetchMaxBytes(16<<20),
+		kgo.FetchMaxBytes(fetchBytes),
 		kgo.FetchMaxPartitionBytes(2<<20),
 		kgo.DisableAutoCommit(),
 		kgo.BlockRebalanceOnPoll(),
@@ -259,11 +265,29 @@ func (s *session) report() {
 		s.state = errJoining
 	default:
 		s.state = nil
-		if s.told != len(s.owned) {
-			s.told = len(s.owned)
-			s.log.Info("at work", "topic", s.input, "partitions", s.told)
+		if !s.told {
+			s.told = true
+			s.log.Info("at work", "topic", s.input, "count", len(s.owned), "partitions", ranges(slices.Sorted(maps.Keys(s.owned))))
 		}
 	}
+}
+
+// ranges writes sorted numbers as "0-3,7".
+func ranges(ids []int32) string {
+	var text []byte
+	for i, id := range ids {
+		follows := i > 0 && ids[i-1] == id-1
+		switch {
+		case follows && i+1 < len(ids) && ids[i+1] == id+1:
+			continue // within a range
+		case follows:
+			text = append(text, '-')
+		case i > 0:
+			text = append(text, ',')
+		}
+		text = strconv.AppendInt(text, int64(id), 10)
+	}
+	return string(text)
 }
 
 // taskError is the task's own: its code, or what it was given, not the cluster.
