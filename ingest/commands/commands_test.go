@@ -1,0 +1,119 @@
+package commands
+
+import (
+	"errors"
+	"io"
+	"log/slog"
+	"net/http"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"github.com/valyala/fasthttp"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/betterdata/webhooks/ingest/produce"
+	"github.com/betterdata/webhooks/internal/httpapi"
+	"github.com/betterdata/webhooks/internal/id"
+	"github.com/betterdata/webhooks/internal/kafka"
+	"github.com/betterdata/webhooks/internal/resource"
+	"github.com/betterdata/webhooks/internal/seal"
+	"github.com/betterdata/webhooks/schemas"
+	webhooksv1 "github.com/betterdata/webhooks/schemas/webhooks/v1"
+)
+
+// standIn stands in for Kafka and the owners behind it: what is sent is carried out at once.
+type standIn struct {
+	c      *Commands
+	sent   []produce.Record
+	decide func(*webhooksv1.Command) (*webhooksv1.CommandOutcome, error)
+}
+
+func (o *standIn) Send(r produce.Record) error {
+	o.sent = append(o.sent, r)
+	cmd := &webhooksv1.Command{}
+	if err := proto.Unmarshal(r.Value, cmd); err != nil {
+		return err
+	}
+	outcome, err := o.decide(cmd)
+	if outcome != nil {
+		o.c.outcomes.arrived(&webhooksv1.CommandOutcome{CommandId: "cmd_of_another_instance"})
+		outcome.CommandId = cmd.Id
+		o.c.outcomes.arrived(outcome)
+	}
+	return err
+}
+
+func TestHowWritesAreAnswered(t *testing.T) {
+	const endpoints, connections = "/v1/orgs/org_1/endpoints", "/v1/orgs/org_1/connections"
+	one := endpoints + "/" + id.Derive(id.Endpoint, "1")
+	type outcome = webhooksv1.CommandOutcome
+	silent := func(*webhooksv1.Command) (*outcome, error) { return nil, nil }
+	deleted := func(*webhooksv1.Command) (*outcome, error) {
+		return &outcome{Result: &webhooksv1.CommandOutcome_Deleted{Deleted: &webhooksv1.Deleted{}}}, nil
+	}
+	connected := func(cmd *webhooksv1.Command) (*outcome, error) {
+		return &outcome{Result: &webhooksv1.CommandOutcome_Connection{Connection: cmd.GetCreateConnection().GetConnection()}}, nil
+	}
+	refused := func(*webhooksv1.Command) (*outcome, error) {
+		return &outcome{Result: &webhooksv1.CommandOutcome_Refusal{Refusal: &webhooksv1.Refusal{Status: 409, Code: "account_taken"}}}, nil
+	}
+	lost := func(*webhooksv1.Command) (*outcome, error) { return nil, errors.New("kafka is away") }
+	account := `{"source":"stripe","account":"cus_1"}`
+
+	for name, c := range map[string]struct {
+		method, path, body string
+		decide             func(*webhooksv1.Command) (*outcome, error)
+		status             int
+		// topic and key of the command; "" where none is sent.
+		topic, key string
+	}{
+		"carried out":                  {http.MethodPost, connections, account, connected, 201, schemas.InboundUnrouted, "stripe/cus_1"},
+		"refused by its owner":         {http.MethodPost, connections, account, refused, 409, schemas.InboundUnrouted, "stripe/cus_1"},
+		"no outcome in time":           {http.MethodPost, connections, account, silent, 202, schemas.InboundUnrouted, "stripe/cus_1"},
+		"not stored":                   {http.MethodPost, connections, account, lost, 503, schemas.InboundUnrouted, "stripe/cus_1"},
+		"another outcome than asked":   {http.MethodPost, connections, account, deleted, 500, schemas.InboundUnrouted, "stripe/cus_1"},
+		"deleted":                      {http.MethodDelete, one, "", deleted, 204, schemas.Inbound, "org_1"},
+		"deletion without an outcome":  {http.MethodDelete, one, "", silent, 202, schemas.Inbound, "org_1"},
+		"no id":                        {http.MethodDelete, endpoints + "/ep_1", "", deleted, 404, "", ""},
+		"no JSON":                      {http.MethodPost, connections, `{`, connected, 400, "", ""},
+		"what the rules do not accept": {http.MethodPost, endpoints, `{"url":7}`, connected, 422, "", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			keyring, err := seal.NewKeyring(seal.NewKey())
+			require.NoError(t, err)
+			o := &standIn{decide: c.decide}
+			o.c, err = New(Config{Kafka: kafka.Config{Brokers: []string{"127.0.0.1:1"}}, Wait: 20 * time.Millisecond}, Deps{
+				Sender: o, Auth: httpapi.AdminKey("key"), Keyring: keyring, Rules: resource.NewRules(resource.Config{}),
+				Processor: func(*fasthttp.RequestCtx) {}, Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
+			})
+			require.NoError(t, err)
+			defer o.c.outcomes.client.Close()
+
+			answer := func() int {
+				var ctx fasthttp.RequestCtx
+				ctx.Request.Header.SetMethod(c.method)
+				ctx.Request.SetRequestURI(c.path)
+				ctx.Request.Header.Set("Authorization", "Bearer key")
+				ctx.Request.Header.SetContentType("application/json")
+				ctx.Request.SetBodyString(c.body)
+				o.c.Handler()(&ctx)
+				return ctx.Response.StatusCode()
+			}
+			if c.topic != "" {
+				require.Equal(t, 503, answer(), "an outcome could be missed")
+				require.Empty(t, o.sent)
+			}
+			o.c.outcomes.tailing.Store(true)
+			require.Equal(t, c.status, answer())
+			require.Empty(t, o.c.outcomes.waiting, "nothing is kept of a command that was answered")
+			if c.topic == "" {
+				require.Empty(t, o.sent)
+				return
+			}
+			require.Len(t, o.sent, 1)
+			require.Equal(t, [2]string{c.topic, c.key}, [2]string{o.sent[0].Topic, o.sent[0].RoutingKey})
+			require.Equal(t, schemas.TypeCommand, kafka.ReadHeader(o.sent[0].Headers, schemas.HeaderType))
+		})
+	}
+}
