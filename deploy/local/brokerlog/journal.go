@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"hash/crc32"
 	"os"
+	"slices"
+	"strings"
 )
 
 // entry is one of kfake's journals (pids.log, groups.log): 4 bytes length of the rest after the checksum, 4 bytes
@@ -16,11 +18,13 @@ type entry struct {
 	// Of both.
 	Type string `json:"type"`
 	// Of pids.log.
-	Producer int64 `json:"pid"`
-	Epoch    int16 `json:"epoch"`
-	Commit   *bool `json:"commit"`
+	Producer int64  `json:"pid"`
+	Epoch    int16  `json:"epoch"`
+	Commit   *bool  `json:"commit"`
+	Name     string `json:"txid"`
 	// Of groups.log: when an offset was committed, Unix ms.
-	Committed int64 `json:"lc"`
+	Committed int64  `json:"lc"`
+	Group     string `json:"g"`
 }
 
 // cut reads a journal and cuts off an entry that was written in part: kfake skips it, appends after it, and would see
@@ -56,35 +60,51 @@ func cut(path string, r *Report) ([]entry, error) {
 	return entries, nil
 }
 
-// readProducers returns the last epoch of each producer whose transaction has ended, or never began.
-func readProducers(path string, r *Report) (map[int64]int16, error) {
-	entries, err := cut(path, r)
-	ended := make(map[int64]int16)
-	for _, e := range entries {
-		switch {
-		case e.Type == "endtx", e.Type == "init" && e.Commit != nil:
-			// The second is kfake's summary of an older journal: whether one is under way is not said.
-			ended[e.Producer] = e.Epoch
-		case e.Type == "init", e.Type == "timeout":
-			ended[e.Producer] = e.Epoch - 1
-		}
-	}
-	return ended, err
+// producer is what pids.log knows of one.
+type producer struct {
+	name string // transactional id
+	// ended is the last epoch whose transaction has ended, or never began.
+	ended int16
 }
 
-// takeBack removes the offsets that were committed at the end of the journal since a time; the end of a transaction
-// runs alone, so they are its own.
-func takeBack(path string, since int64) (int, error) {
-	entries, err := cut(path, &Report{})
+func readProducers(path string, r *Report) (map[int64]producer, error) {
+	entries, err := cut(path, r)
+	all := make(map[int64]producer)
+	for _, e := range entries {
+		p := all[e.Producer]
+		if e.Name != "" {
+			p.name = e.Name
+		}
+		p.ended = e.Epoch - 1
+		if e.Type == "endtx" || e.Type == "init" && e.Commit != nil {
+			// The second is kfake's summary of an older journal: whether one is under way is not said.
+			p.ended = e.Epoch
+		}
+		all[e.Producer] = p
+	}
+	return all, err
+}
+
+// takeBack removes the offsets that a transaction committed whose end began at a time (Unix ms). The end runs alone,
+// so its offsets are the last in the journal. Those of an end before it in the same millisecond are told apart by the
+// group: internal/stream names its producers after their groups; a client that does not is taken at the time alone.
+func takeBack(path, name string, since int64, r *Report) (int, error) {
+	entries, err := cut(path, r)
+	if err != nil {
+		return 0, err
+	}
+	named := func(e entry) bool { return e.Group != "" && (e.Group == name || strings.HasPrefix(name, e.Group+"-")) }
+	foreign := !slices.ContainsFunc(entries, named)
 	n := 0
 	for n < len(entries) {
-		if e := entries[len(entries)-1-n]; e.Type != "commit" || e.Committed < since {
+		e := entries[len(entries)-1-n]
+		if e.Type != "commit" || e.Committed < since || !foreign && !named(e) {
 			break
 		}
 		n++
 	}
-	if err != nil || n == 0 {
-		return 0, err
+	if n == 0 {
+		return 0, nil
 	}
 	if err := os.Truncate(path, entries[len(entries)-n].at); err != nil {
 		return 0, fmt.Errorf("take back offsets of a torn transaction: %w", err)

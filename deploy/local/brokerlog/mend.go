@@ -19,6 +19,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 )
 
 // Report says what was torn.
@@ -41,9 +42,8 @@ type transaction struct {
 }
 
 // Mend makes the log in dir whole; a folder that is not there is.
-func Mend(dir string) (Report, error) {
-	var r Report
-	ended, err := readProducers(filepath.Join(dir, "pids.log"), &r)
+func Mend(dir string) (r Report, err error) {
+	producers, err := readProducers(filepath.Join(dir, "pids.log"), &r)
 	if err != nil {
 		return r, err
 	}
@@ -52,55 +52,62 @@ func Mend(dir string) (Report, error) {
 		return r, err
 	}
 	torn := map[transaction]bool{}
-	half, begun := halfCommitted(parts, ended)
-	if len(half) > 0 {
-		// First, because only the markers tell that there is something to take back.
-		if r.Offsets, err = takeBack(filepath.Join(dir, "groups.log"), begun); err != nil {
-			return r, err
-		}
-		torn[half[0].of] = true
-		r.HalfCommitted = 1
-	} else if _, err := cut(filepath.Join(dir, "groups.log"), &r); err != nil {
+	half := halfCommitted(parts, producers)
+	// First, because only the commit markers tell that there is something to take back.
+	if err := takeBackOffsets(filepath.Join(dir, "groups.log"), parts, producers, half, &r); err != nil {
 		return r, err
 	}
 	for _, m := range half {
+		torn[m.of] = true
+		r.HalfCommitted = 1
+		r.Markers++
 		if err := m.abort(); err != nil {
 			return r, err
 		}
-		r.Markers++
 	}
 	for _, p := range parts {
-		for producer, batches := range p.open {
-			of := transaction{producer, batches[len(batches)-1].epoch}
+		for id, batches := range p.open {
+			of := transaction{id, batches[len(batches)-1].epoch}
 			torn[of] = true
+			r.Markers++
 			if err := p.appendAbort(of, batches); err != nil {
 				return r, err
 			}
-			r.Markers++
 		}
 	}
 	r.Transactions = len(torn)
 	return r, nil
 }
 
-// halfCommitted finds the commit markers of the one transaction whose end was cut off, and when the end began (Unix
-// ms). The broker ends one at a time; should there seem to be more, the epochs are not one a transaction (a client
-// older than KIP-890) and nothing can be told.
-func halfCommitted(parts []*partition, ended map[int64]int16) (markers []marker, begun int64) {
+// halfCommitted finds the commit markers of the one transaction whose end was cut off. The broker ends one at a time;
+// should there seem to be more, the epochs are not one a transaction (a client older than KIP-890) and nothing can be
+// told.
+func halfCommitted(parts []*partition, producers map[int64]producer) (markers []marker) {
 	for _, p := range parts {
-		for _, m := range p.commits {
-			last, known := ended[m.of.producer]
-			if !known || m.of.epoch <= last {
+		for id, m := range p.commits {
+			known, ok := producers[id]
+			if !ok || m.of.epoch <= known.ended {
 				continue
 			}
 			if len(markers) > 0 && markers[0].of != m.of {
-				return nil, 0
+				return nil
 			}
 			markers = append(markers, m)
-			begun = m.time
 		}
 	}
-	return markers, begun
+	return markers
+}
+
+// takeBackOffsets takes back those of the half committed transaction. They are written when all markers are, so where
+// one is missing there are none.
+func takeBackOffsets(path string, parts []*partition, producers map[int64]producer, half []marker, r *Report) (err error) {
+	missing := len(half) == 0 || slices.ContainsFunc(parts, func(p *partition) bool { return p.open[half[0].of.producer] != nil })
+	if missing {
+		_, err = cut(path, r)
+		return err
+	}
+	r.Offsets, err = takeBack(path, producers[half[0].of.producer].name, half[0].time, r)
+	return err
 }
 
 func readPartitions(dir string, r *Report) ([]*partition, error) {
