@@ -27,6 +27,8 @@ func TestExitCodes(t *testing.T) {
 		"missing":         {"ingest", exitRefused, "", "ADMIN_API_KEY"},
 		"wrong":           {"run --retry-jitter=2", exitRefused, "", "from 0 to 1"},
 		"cannot listen":   {"run --http-addr=192.0.2.1:0", exitRefused, "", "HTTP_ADDR"},
+		"no plans":        {"run --plans-file=/nowhere/plans.yaml", exitRefused, "", "PLANS_FILE"},
+		"broken plans":    {"run --plans-file=main_test.go", exitRefused, "", "PLANS_FILE"},
 		"no sample":       {"send stripe nothing --url=http://127.0.0.1:1 --secret=x", exitFailed, "", "subscription.created"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -68,6 +68,9 @@ func upstream(base settings.BaseURL, setting string) (fasthttp.RequestHandler, e
 
 // runProcessor is `webhooks processor`.
 func runProcessor(ctx context.Context, c settings.Processor, stderr io.Writer) error {
+	if _, err := loadPlans(c.Plans); err != nil {
+		return refuse(err)
+	}
 	s, err := newService(ctx, c.Process, c.HTTP, stderr)
 	if err != nil {
 		return refuse(err)
@@ -121,6 +124,9 @@ func runDeliverer(ctx context.Context, c settings.Deliverer, stderr io.Writer) e
 // runAll is `webhooks run`: the three rooms in one process over a broker on 127.0.0.1, on the same paths as apart. Only
 // reads are handed from room to room without HTTP.
 func runAll(ctx context.Context, c settings.Run, stdout, stderr io.Writer) error {
+	if _, err := loadPlans(c.Plans); err != nil {
+		return refuse(err)
+	}
 	s, err := newService(ctx, c.Process, c.HTTP, stderr)
 	if err != nil {
 		return refuse(err)

@@ -286,10 +286,19 @@ func (s *service) newIngest(c settings.Ingest, guard *netguard.Guard, processorR
 	})
 }
 
-func (s *service) newProcessor(c settings.Processor) (*processor.Processor, error) {
+// loadPlans reads the plans. It is called before anything is begun, too, so that a broken file is all there is to tell.
+func loadPlans(c settings.Plans) (*plans.Plans, error) {
 	set, err := plans.Load(c.PlansFile)
 	if err != nil {
 		return nil, fmt.Errorf("PLANS_FILE: %w", err)
+	}
+	return set, nil
+}
+
+func (s *service) newProcessor(c settings.Processor) (*processor.Processor, error) {
+	set, err := loadPlans(c.Plans)
+	if err != nil {
+		return nil, err
 	}
 	keyring, err := seal.NewKeyring(string(c.SecretsKey))
 	if err != nil {

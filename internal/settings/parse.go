@@ -5,8 +5,11 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
+	"syscall"
 
 	"github.com/alecthomas/kong"
 
@@ -169,10 +172,16 @@ func bounds(ctx *kong.Context) (problems []string) {
 			}
 		case *uint32:
 			check(*v > 0 && *v <= 10_000, "%s must be from 1 to 10000", names(f))
-		case *int32:
-			check(*v >= 0 && *v <= 10_000, "%s must be from 1 to 10000", names(f))
-		case *int16:
-			check(*v >= 0, "%s must be above 0", names(f))
+		case **int32:
+			check(*v == nil || **v > 0 && **v <= 10_000, "%s must be from 1 to 10000", names(f))
+		case **int16:
+			check(*v == nil || **v > 0, "%s must be above 0", names(f))
+		case *[]uint16:
+			check(!slices.Contains(*v, 0), "%s: 0 is not a port; ports are from 1 to 65535", names(f))
+		case *string:
+			if err := checkPath(f, *v); err != nil {
+				problems = append(problems, names(f)+": "+err.Error())
+			}
 		case *Positive:
 			if f.Name == "delivery-timeout" {
 				check(*v >= Positive(minTimeout) && *v <= Positive(maxTimeout), "%s must be from %s to %s", names(f), minTimeout, maxTimeout)
@@ -180,6 +189,43 @@ func bounds(ctx *kong.Context) (problems []string) {
 		}
 	}
 	return problems
+}
+
+// checkPath tells of a path that cannot be used before anything is begun. It makes nothing.
+func checkPath(f *kong.Flag, path string) error {
+	switch {
+	case f.Name == "data-dir" && f.Group != nil: // a service's; listen and send only read it
+		return canMake(path)
+	case f.Name == "plans-file" && path != "":
+		f, err := os.Open(path)
+		if err != nil {
+			return err
+		}
+		return f.Close()
+	}
+	return nil
+}
+
+// writeAndSearch is access(2)'s W_OK|X_OK, which package syscall does not name.
+const writeAndSearch = 2 | 1
+
+// canMake reports whether a folder is there, or can be made, to be written to.
+func canMake(path string) error {
+	for at := filepath.Clean(path); ; at = filepath.Dir(at) {
+		info, err := os.Stat(at)
+		if errors.Is(err, os.ErrNotExist) && at != filepath.Dir(at) {
+			continue
+		}
+		switch {
+		case err != nil:
+			return fmt.Errorf("folder %s cannot be made: %w", path, err)
+		case !info.IsDir():
+			return fmt.Errorf("folder %s cannot be made: %s is a file", path, at)
+		case syscall.Access(at, writeAndSearch) != nil:
+			return fmt.Errorf("folder %s cannot be written to: there is no right to write in %s", path, at)
+		}
+		return nil
+	}
 }
 
 func names(f *kong.Flag) string {

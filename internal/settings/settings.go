@@ -135,10 +135,10 @@ type Stripe struct {
 
 // Kafka is the cluster.
 type Kafka struct {
-	KafkaBrokers           Brokers `group:"Kafka" name:"kafka-brokers" env:"KAFKA_BROKERS" must:"the services meet over Kafka" run:"Unset: an embedded broker." placeholder:"HOST:PORT" help:"Brokers to ask first, separated by commas."`
-	KafkaTopicPrefix       string  `group:"Kafka" name:"kafka-topic-prefix" env:"KAFKA_TOPIC_PREFIX" placeholder:"PREFIX" help:"Stands before every topic, group and transactional id. Unset: nothing."`
-	KafkaPartitions        int32   `group:"Kafka" name:"kafka-partitions" env:"KAFKA_PARTITIONS" placeholder:"COUNT" help:"Partitions of each topic, permanent once they exist. Unset: 64, embedded 8."`
-	KafkaReplicationFactor int16   `group:"Kafka" name:"kafka-replication-factor" env:"KAFKA_REPLICATION_FACTOR" placeholder:"COUNT" help:"Replicas of topics when they are created; 1 also says that there is one broker. Unset: 3, embedded 1."`
+	KafkaBrokers           Brokers     `group:"Kafka" name:"kafka-brokers" env:"KAFKA_BROKERS" must:"the services meet over Kafka" run:"Unset: an embedded broker." placeholder:"HOST:PORT" help:"Brokers to ask first, separated by commas."`
+	KafkaTopicPrefix       TopicPrefix `group:"Kafka" name:"kafka-topic-prefix" env:"KAFKA_TOPIC_PREFIX" placeholder:"PREFIX" help:"Stands before every topic, group and transactional id. Unset: nothing."`
+	KafkaPartitions        *int32      `group:"Kafka" name:"kafka-partitions" env:"KAFKA_PARTITIONS" placeholder:"COUNT" help:"Partitions of each topic, permanent once they exist. Unset: 64, embedded 8."`
+	KafkaReplicationFactor *int16      `group:"Kafka" name:"kafka-replication-factor" env:"KAFKA_REPLICATION_FACTOR" placeholder:"COUNT" help:"Replicas of topics when they are created; 1 also says that there is one broker. Unset: 3, embedded 1."`
 }
 
 // ClickHouse is the record.
@@ -231,19 +231,19 @@ const (
 // Config is the cluster's configuration; embedded names the embedded broker's address where no brokers are set.
 func (k Kafka) Config(embedded string) kafka.Config {
 	cfg := kafka.Config{
-		Brokers: k.KafkaBrokers, TopicPrefix: k.KafkaTopicPrefix,
-		Partitions: k.KafkaPartitions, ReplicationFactor: k.KafkaReplicationFactor,
+		Brokers: k.KafkaBrokers, TopicPrefix: string(k.KafkaTopicPrefix),
 	}
 	partitions, replicas := int32(clusterPartitions), int16(clusterReplicas)
 	if len(cfg.Brokers) == 0 {
 		cfg.Brokers = []string{embedded}
 		partitions, replicas = embeddedPartitions, embeddedReplicas
 	}
-	if cfg.Partitions == 0 {
-		cfg.Partitions = partitions
+	if k.KafkaPartitions != nil {
+		partitions = *k.KafkaPartitions
 	}
-	if cfg.ReplicationFactor == 0 {
-		cfg.ReplicationFactor = replicas
+	if k.KafkaReplicationFactor != nil {
+		replicas = *k.KafkaReplicationFactor
 	}
+	cfg.Partitions, cfg.ReplicationFactor = partitions, replicas
 	return cfg
 }

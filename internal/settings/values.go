@@ -94,13 +94,34 @@ func (c ClickHouseURL) String() string {
 	return u.Redacted()
 }
 
-// Secret is one secret text. It prints as stars.
+// TopicPrefix stands before every topic's name.
+type TopicPrefix string
+
+// maxTopicPrefix leaves room for the longest of our topics' and groups' names in the 249 characters of a topic's.
+const maxTopicPrefix = 150
+
+// Validate implements kong's check: Kafka takes ASCII letters, digits, '.', '_' and '-' in names of topics.
+func (p TopicPrefix) Validate() error {
+	for _, c := range string(p) {
+		if !(c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || strings.ContainsRune("._-", c)) {
+			return fmt.Errorf("%q has %q in it; names of topics are made of letters, digits, '.', '_' and '-'", string(p), c)
+		}
+	}
+	if len(p) > maxTopicPrefix {
+		return fmt.Errorf("has %d characters; at most %d leave room for the topics' names", len(p), maxTopicPrefix)
+	}
+	return nil
+}
+
+// Secret is one secret text that travels in a header (a bearer token, RFC 6750, section 2.1). It prints as stars.
 type Secret string
 
 // Validate implements kong's check.
 func (s Secret) Validate() error {
-	if strings.TrimSpace(string(s)) != string(s) || strings.ContainsAny(string(s), "\r\n") {
-		return errors.New("has space around it or line ends in it")
+	for _, c := range string(s) {
+		if c <= ' ' || c > '~' {
+			return errors.New("has a space in it, or what is not printable ASCII: it could not be sent")
+		}
 	}
 	return nil
 }
