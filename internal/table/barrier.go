@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
@@ -25,6 +26,9 @@ const freshenEvery = time.Second
 // openWait is how long the barrier waits for transactions that are open. Ours last 25 ms; markers follow their end at
 // once on a healthy cluster.
 const openWait = time.Second
+
+// stalled is how long a position may stand still before the partition is asked whether anything is left to read.
+const stalled = time.Second
 
 // latestOffset asks ListOffsets for the end of the log; read committed, that is the last stable offset (KIP-98).
 const (
@@ -187,7 +191,7 @@ func (c *Copy) keepFresh(ctx context.Context) error {
 		asked := time.Now()
 		stable, err := c.lastOffsets(ctx, readCommitted, all...)
 		if err == nil {
-			err = c.waitReached(ctx, stable)
+			err = c.catchUp(ctx, stable)
 		}
 		switch {
 		case ctx.Err() != nil:
@@ -205,6 +209,48 @@ func (c *Copy) keepFresh(ctx context.Context) error {
 			return nil
 		}
 	}
+}
+
+// catchUp waits as waitReached does, and passes what the log holds but shows to no reader.
+func (c *Copy) catchUp(ctx context.Context, stable map[int32]int64) error {
+	for {
+		c.mu.Lock()
+		before := slices.Clone(c.reached)
+		c.mu.Unlock()
+		bounded, cancel := context.WithTimeout(ctx, stalled)
+		err := c.waitReached(bounded, stable)
+		cancel()
+		if err == nil || ctx.Err() != nil {
+			return err
+		}
+		for p, end := range stable {
+			if before[p] >= end {
+				continue
+			}
+			if err := c.passHidden(ctx, p, before[p]); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// passHidden moves a partition's position to where the next record is, when it still stands at from. It is not
+// written: the next start finds out again.
+func (c *Copy) passHidden(ctx context.Context, partition int32, from int64) error {
+	next, _, err := kafka.NextVisible(ctx, c.client, c.topic(), partition, from)
+	if err != nil {
+		return err
+	}
+	c.mu.Lock()
+	moved := c.reached[partition] == from && next > from
+	if moved {
+		c.reached[partition] = next
+	}
+	c.mu.Unlock()
+	if moved {
+		c.announce()
+	}
+	return nil
 }
 
 func (c *Copy) waitReached(ctx context.Context, stable map[int32]int64) error {
