@@ -3,12 +3,15 @@ package stream
 import (
 	"context"
 	"encoding/json"
+	"flag"
 	"io"
 	"log/slog"
 	"math/rand/v2"
 	"os"
 	"os/exec"
+	"runtime"
 	"slices"
+	"strconv"
 	"sync"
 	"syscall"
 	"testing"
@@ -16,6 +19,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
+	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/betterdata/webhooks/internal/kafka"
@@ -36,7 +40,20 @@ func TestMain(m *testing.M) {
 	if spec := os.Getenv(childVariable); spec != "" {
 		os.Exit(runChild(spec))
 	}
+	// The tests wait for brokers and time-outs most of the time: more of them than there are processors run side by side.
+	flag.Parse()
+	if err := flag.Set("test.parallel", strconv.Itoa(max(6, runtime.GOMAXPROCS(0)))); err != nil {
+		panic(err)
+	}
 	os.Exit(m.Run())
+}
+
+// rounds is how often something is broken: often where the machine has nothing else to do.
+func rounds(soak, otherwise int) int {
+	if os.Getenv("CI") == "true" {
+		return soak
+	}
+	return otherwise
 }
 
 func runChild(encoded string) int {
@@ -125,13 +142,24 @@ func (b *brood) kill() {
 	b.start(i)
 }
 
-// freeze stops a child for so long that the group gives its partitions away, and lets it go on.
-func (b *brood) freeze() {
+// freeze stops a child until the group has expelled it and given its partitions away, and lets it go on.
+func (b *brood) freeze(c *client, group string) {
 	b.t.Helper()
+	c.requireMembers(group, len(b.children))
 	p := b.children[rand.IntN(len(b.children))].Process
 	require.NoError(b.t, p.Signal(syscall.SIGSTOP))
-	time.Sleep(b.c.Config.SessionTimeout + 3*time.Second)
+	c.requireMembers(group, len(b.children)-1)
 	require.NoError(b.t, p.Signal(syscall.SIGCONT))
+}
+
+// requireMembers waits until a group is stable with n members.
+func (c *client) requireMembers(group string, n int) {
+	c.t.Helper()
+	name := c.cfg.TopicPrefix + group
+	testenv.Eventually(c.t, time.Minute, func() bool {
+		groups, err := kadm.NewClient(c.Client).DescribeGroups(context.Background(), name)
+		return err == nil && groups[name].Err == nil && groups[name].State == "Stable" && len(groups[name].Members) == n
+	}, "stable members of ", group, ": ", n)
 }
 
 // load produces records at a steady pace beside the test; done is closed after the last.
@@ -154,7 +182,7 @@ func TestKilledWhileCounting(t *testing.T) {
 	in := numbers(20_000, 100)
 	done := c.load(counterIn, in, 200)
 	b := newBrood(t, 2, child{Task: "counter", Config: shortTimeouts(config(cfg, ""))})
-	for range 8 {
+	for range rounds(8, 4) {
 		time.Sleep(time.Duration(500+rand.IntN(2000)) * time.Millisecond)
 		b.kill()
 	}
@@ -169,7 +197,7 @@ func TestKilledWhileSending(t *testing.T) {
 	records, units := parcels(0, 5000)
 	done := c.load(senderIn, records, 50)
 	b := newBrood(t, 2, child{Task: "sender", Starts: starts, Window: 500, Config: shortTimeouts(config(cfg, ""))})
-	for range 8 {
+	for range rounds(8, 4) {
 		time.Sleep(time.Duration(500+rand.IntN(2000)) * time.Millisecond)
 		b.kill()
 	}
@@ -181,19 +209,20 @@ func TestAZombieWritesNothing(t *testing.T) {
 	t.Parallel()
 	cfg := testenv.Kafka(t)
 	c, starts := newClient(t, cfg), startsFile(t)
-	in := numbers(30_000, 100)
-	records, units := parcels(0, 3000)
+	in := numbers(20_000, 100)
+	records, units := parcels(0, 2000)
 	counted, sent := c.load(counterIn, in, 100), c.load(senderIn, records, 10)
 	counters := newBrood(t, 2, child{Task: "counter", Config: shortTimeouts(config(cfg, ""))})
 	senders := newBrood(t, 2, child{Task: "sender", Starts: starts, Window: 500, Config: shortTimeouts(config(cfg, ""))})
-	time.Sleep(3 * time.Second)
-	for range 2 {
+	for range rounds(3, 1) {
 		var frozen sync.WaitGroup
-		frozen.Go(counters.freeze)
-		frozen.Go(senders.freeze)
+		frozen.Go(func() { counters.freeze(c, "counter") })
+		frozen.Go(func() { senders.freeze(c, "sender") })
 		frozen.Wait()
-		time.Sleep(2 * time.Second)
 	}
+	// The woken ones have noticed, and are members again.
+	c.requireMembers("counter", 2)
+	c.requireMembers("sender", 2)
 	<-counted
 	<-sent
 	c.requireExact(len(in), in)
@@ -203,10 +232,15 @@ func TestAZombieWritesNothing(t *testing.T) {
 // stuck is a counter whose loop can be held up in the middle of a transaction. Its heartbeats go on.
 type stuck struct {
 	counter
-	hold chan struct{}
+	entered chan<- struct{} // takes one
+	hold    <-chan struct{}
 }
 
 func (s *stuck) Process(tx *Tx, in *kgo.Record) error {
+	select {
+	case s.entered <- struct{}{}:
+	default:
+	}
 	<-s.hold
 	return s.counter.Process(tx, in)
 }
@@ -216,14 +250,18 @@ func TestALoopThatMissedARebalanceCommitsNothing(t *testing.T) {
 	onBoth(t, func(t *testing.T, cfg kafka.Config) {
 		c := newClient(t, cfg)
 		in := numbers(2000, 40)
-		hold := make(chan struct{})
+		entered, hold := make(chan struct{}, 1), make(chan struct{})
 		spec := counterSpec()
-		spec.NewTask = func(*Partition) (Task, error) { return &stuck{hold: hold}, nil }
+		spec.NewTask = func(*Partition) (Task, error) { return &stuck{entered: entered, hold: hold}, nil }
 		conf := shortTimeouts(config(cfg, t.TempDir()))
 		conf.RebalanceTimeout = 3 * time.Second
 		held := begin(t, spec, conf).ready()
 		c.produce(counterIn, in[:1000]...)
-		time.Sleep(500 * time.Millisecond)
+		select {
+		case <-entered: // its loop is in the middle of a transaction
+		case <-time.After(time.Minute):
+			require.FailNow(t, "no record was processed")
+		}
 		conf.StateDir = t.TempDir()
 		begin(t, counterSpec(), conf)
 		c.requireExact(1000, in[:1000]) // by the newcomer, who has everything

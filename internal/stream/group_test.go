@@ -15,6 +15,7 @@ import (
 )
 
 func TestCountsOnce(t *testing.T) {
+	t.Parallel()
 	onBoth(t, func(t *testing.T, cfg kafka.Config) {
 		c := newClient(t, cfg)
 		in := numbers(3000, 40)
@@ -27,6 +28,7 @@ func TestCountsOnce(t *testing.T) {
 }
 
 func TestCountsOnceWhateverTransactionsDo(t *testing.T) {
+	t.Parallel()
 	onBoth(t, func(t *testing.T, cfg kafka.Config) {
 		c := newClient(t, cfg)
 		in := numbers(3000, 40)
@@ -48,6 +50,7 @@ func TestCountsOnceWhateverTransactionsDo(t *testing.T) {
 }
 
 func TestStateComesBack(t *testing.T) {
+	t.Parallel()
 	for name, spoil := range map[string]func(t *testing.T, dir string){
 		"kept":    func(*testing.T, string) {},
 		"deleted": func(t *testing.T, dir string) { require.NoError(t, os.RemoveAll(dir)) },
@@ -60,6 +63,7 @@ func TestStateComesBack(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			onBoth(t, func(t *testing.T, cfg kafka.Config) {
 				c := newClient(t, cfg)
 				in := numbers(900, 20)

@@ -23,8 +23,14 @@ import (
 
 // onBoth runs a test on the embedded broker, for speed, and on Apache Kafka, for truth.
 func onBoth(t *testing.T, test func(t *testing.T, cfg kafka.Config)) {
-	t.Run("kfake", func(t *testing.T) { test(t, testenv.FakeKafka(t)) })
-	t.Run("kafka", func(t *testing.T) { test(t, testenv.Kafka(t)) })
+	t.Run("kfake", func(t *testing.T) {
+		t.Parallel()
+		test(t, testenv.FakeKafka(t))
+	})
+	t.Run("kafka", func(t *testing.T) {
+		t.Parallel()
+		test(t, testenv.Kafka(t))
+	})
 }
 
 // counter is a task that counts and sums by key: state, changelog and one output an input. The output says the count,
