@@ -36,9 +36,7 @@ type Config struct {
 	Kafka kafka.Config
 	// StateDir is the process's folder of local state, a cache.
 	StateDir string
-	// Sessions is how many members of the task group run side by side; 1 when 0.
-	Sessions int
-	// Dispatch has the retry schedule, the defaults of endpoints and the bound on attempts at once.
+	// Dispatch has the retry schedule and the defaults of endpoints.
 	Dispatch dispatch.Config
 	// FlushInterval is the longest that a row waits to be inserted with others; 1 s when 0.
 	FlushInterval time.Duration
@@ -63,10 +61,12 @@ type Deps struct {
 
 // Deliverer is the running service.
 type Deliverer struct {
-	sender  *sender.Sender
-	group   *stream.Group
-	sinks   []*sink.Sink
-	handler fasthttp.RequestHandler
+	sender *sender.Sender
+	// dispatcher has the attempts that run.
+	dispatcher *dispatch.Dispatcher
+	group      *stream.Group
+	sinks      []*sink.Sink
+	handler    fasthttp.RequestHandler
 }
 
 // New puts the parts together. It connects to nothing.
@@ -98,9 +98,10 @@ func (d *Deliverer) newGroup(cfg Config, deps Deps) error {
 	if err != nil {
 		return err
 	}
+	d.dispatcher = dispatcher
 	deps.Endpoints.OnChange(dispatcher.EndpointChanged)
 	d.group, err = stream.New(dispatcher.Spec(), stream.Config{
-		Kafka: cfg.Kafka, StateDir: cfg.StateDir, Sessions: cfg.Sessions,
+		Kafka: cfg.Kafka, StateDir: cfg.StateDir,
 	}, deps.Log, deps.Registerer)
 	if err != nil {
 		return err
@@ -143,7 +144,18 @@ func (d *Deliverer) Run(ctx context.Context) error {
 		})
 	}
 	err := d.group.Run(delivering)
-	d.sender.Close()
+	d.endAttempts()
 	stopSinks()
 	return errors.Join(err, sinks.Wait())
+}
+
+// lastAttempts is how long Run waits for attempts whose partitions are gone. Their results are nobody's any more: a new
+// owner sends their numbers again.
+const lastAttempts = time.Second
+
+func (d *Deliverer) endAttempts() {
+	ctx, cancel := context.WithTimeout(context.Background(), lastAttempts)
+	defer cancel()
+	d.dispatcher.Close(ctx)
+	d.sender.Close()
 }

@@ -28,6 +28,8 @@ const (
 	burstWindow = 100 * time.Millisecond
 	aheadFor    = 100 * time.Millisecond
 	maxRounds   = 16
+	// quickPace is how soon an endpoint answers that holds nobody up.
+	quickPace = time.Second
 	// paceWeight is the part of the newest attempt in the average.
 	paceWeight = 8
 )
@@ -76,6 +78,9 @@ type Endpoint struct {
 	halved  time.Time
 	// pace is how long attempts take, a moving average; 0 = not known.
 	pace time.Duration
+	// heard is when an attempt ended last, or the first of those that run began; answered, that one has ended.
+	heard    time.Time
+	answered bool
 
 	failures int
 	// wait is the breaker's time between probes; 0 = closed.
@@ -118,6 +123,9 @@ func (e *Endpoint) Admit(now time.Time) Verdict {
 		return Full
 	case e.bucket != nil && !e.bucket.AllowN(now, 1):
 		return Limited
+	}
+	if e.running == 0 {
+		e.heard = now
 	}
 	e.running++
 	e.probing = e.wait > 0
@@ -167,6 +175,7 @@ func (e *Endpoint) NextTry(now time.Time) time.Time {
 // Done ends an attempt that Admit let go and that took so long.
 func (e *Endpoint) Done(now time.Time, o Outcome, took time.Duration) {
 	e.running--
+	e.heard, e.answered = now, true
 	if e.pace == 0 {
 		e.pace = took
 	}
@@ -201,6 +210,12 @@ func (e *Endpoint) open(now time.Time, wait time.Duration) {
 
 // Broken reports that the breaker is open or being probed.
 func (e *Endpoint) Broken() bool { return e.wait > 0 }
+
+// Quick reports that the endpoint has shown that it answers within a second: its attempts end so on average, and if some
+// run, one has ended or begun since.
+func (e *Endpoint) Quick(now time.Time) bool {
+	return e.answered && e.pace <= quickPace && (e.running == 0 || now.Sub(e.heard) <= quickPace)
+}
 
 // Running is the number of attempts that hold a slot.
 func (e *Endpoint) Running() int { return e.running }

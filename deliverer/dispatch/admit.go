@@ -13,6 +13,7 @@ type heldRecord struct {
 	deliveries *webhooksv1.Deliveries
 	pending    *stream.Pending
 	offset     int64
+	load       *load
 	// seq is the transaction that brought it.
 	seq uint64
 }
@@ -30,9 +31,10 @@ func (t *task) known(r *heldRecord) (bool, error) {
 func (t *task) admitHeld(tx *stream.Tx, now time.Time) error {
 	records := t.held
 	t.held = nil
-	for _, r := range records {
+	for i, r := range records {
 		known, err := t.known(r)
 		if err != nil {
+			t.held = append(t.held, records[i:]...)
 			return err
 		}
 		if !known {
@@ -40,6 +42,7 @@ func (t *task) admitHeld(tx *stream.Tx, now time.Time) error {
 			continue
 		}
 		if err := t.admit(tx, r, now); err != nil {
+			t.held = append(t.held, records[i+1:]...)
 			return err
 		}
 	}
@@ -51,6 +54,7 @@ func (t *task) admitHeld(tx *stream.Tx, now time.Time) error {
 
 // admit takes each delivery of a record that is not done into hand, unless it is already.
 func (t *task) admit(tx *stream.Tx, r *heldRecord, now time.Time) error {
+	defer t.drop(r.load)
 	event := r.deliveries.GetEvent()
 	for unit, target := range r.deliveries.GetTargets() {
 		if r.pending.Done(unit) {
@@ -72,6 +76,7 @@ func (t *task) admit(tx *stream.Tx, r *heldRecord, now time.Time) error {
 			order:      r.offset,
 			pending:    r.pending,
 			unit:       unit,
+			load:       r.load.share(),
 			seq:        r.seq,
 			ready:      now,
 		}
@@ -93,6 +98,9 @@ func (t *task) meetAgain(tx *stream.Tx, f *flight, r *heldRecord, unit int, now 
 		return
 	}
 	f.pending, f.unit, f.seq = r.pending, unit, r.seq
+	if f.load == nil {
+		f.load = r.load.share()
+	}
 	f.detached = false
 	t.taken = append(t.taken, f)
 	t.touch(f.ep, now)
@@ -107,7 +115,8 @@ func (t *task) place(tx *stream.Tx, f *flight, now time.Time) error {
 	if m := e.mode(); m != sending {
 		return t.turnAway(tx, f, m, now)
 	}
-	if e.overdue(now) || len(e.queue) >= e.control.Ahead() || t.fresh > window/2 && len(e.queue) > 0 {
+	if e.overdue(now) || len(e.queue) >= e.control.Ahead() || t.fresh > window/2 && len(e.queue) > 0 ||
+		e.inHand() >= t.d.room.share(e.control, now) {
 		return t.spill(tx, f, webhooksv1.WaitingReason_WAITING_REASON_SATURATED, now)
 	}
 	e.queue = append(e.queue, f)
@@ -137,9 +146,14 @@ func (t *task) serve(tx *stream.Tx, e *endpoint, now time.Time) error {
 			return err
 		}
 	}
-	if verdict == control.Open || verdict == control.Limited {
+	switch verdict {
+	case control.Open, control.Limited:
 		if next := e.control.NextTry(now); !next.IsZero() {
 			t.touch(e, next)
+		}
+	case control.Full:
+		if e.control.Running() >= t.d.room.share(e.control, now) {
+			t.touch(e, now.Add(crowdPoll))
 		}
 	}
 	return nil

@@ -15,6 +15,7 @@
 package dispatch
 
 import (
+	"context"
 	"fmt"
 	"hash/maphash"
 	"log/slog"
@@ -47,8 +48,6 @@ type Endpoints interface {
 
 // Config is what an operator chooses. The zero value of a field takes its default.
 type Config struct {
-	// InFlight bounds the attempts that run at once, over all partitions of the process; 4,096.
-	InFlight int
 	// Retries is the schedule of endpoints that have none of their own; schedule.Default.
 	Retries schedule.Policy
 	// Timeout, Concurrency and Rate (requests a second, 0 = no limit) of endpoints that set none; 15 s, 16, 0.
@@ -60,9 +59,6 @@ type Config struct {
 }
 
 func (c Config) withDefaults() Config {
-	if c.InFlight <= 0 {
-		c.InFlight = 4096
-	}
 	if c.Retries.Delays == nil {
 		jitter := c.Retries.Jitter
 		c.Retries = schedule.Default()
@@ -100,20 +96,22 @@ type Dispatcher struct {
 	metrics *metrics
 	changes changes
 	sets    setVersions
-	// inFlight counts the attempts begun and not ended, those that wait for a goroutine included.
-	inFlight atomic.Int64
+	room    room
 
 	mu    sync.Mutex
 	tasks map[*task]struct{}
 }
 
 // New makes a Dispatcher. EndpointChanged must be registered with the copy of `endpoints` before it runs.
-func New(cfg Config, deps Deps) (*Dispatcher, error) {
+func New(cfg Config, deps Deps) (*Dispatcher, error) { return newBounded(cfg, defaultBounds, deps) }
+
+func newBounded(cfg Config, b bounds, deps Deps) (*Dispatcher, error) {
 	if err := cfg.Retries.Check(); err != nil {
 		return nil, err
 	}
 	cfg = cfg.withDefaults()
-	d := &Dispatcher{cfg: cfg, deps: deps, pool: newPool(cfg.InFlight), tasks: map[*task]struct{}{}}
+	d := &Dispatcher{cfg: cfg, deps: deps, pool: newPool(b.attempts), tasks: map[*task]struct{}{}}
+	d.room.bounds = b
 	d.changes.seed = maphash.MakeSeed()
 	d.metrics = newMetrics(deps.Registry, d)
 	return d, nil
@@ -147,8 +145,9 @@ func (d *Dispatcher) EndpointChanged(key, _ []byte) {
 	}
 }
 
-// Close waits for the attempts that still run; no task may be left. It takes as long as the longest time-out.
-func (d *Dispatcher) Close() { d.pool.close() }
+// Close waits for the attempts that still run, at most until ctx ends: then they end by themselves, by their time-outs.
+// No task may be left.
+func (d *Dispatcher) Close(ctx context.Context) { d.pool.close(ctx) }
 
 func (d *Dispatcher) newTask(p *stream.Partition) (stream.Task, error) {
 	t := newTask(d, p)

@@ -62,6 +62,9 @@ func (e *endpoint) mode() mode {
 	return sending
 }
 
+// inHand is how many deliveries run, or will without another look at the schedule.
+func (e *endpoint) inHand() int { return e.control.Running() + len(e.queue) + e.marking }
+
 // overdue reports that older deliveries wait in the schedule for a slot: newer ones must not overtake them.
 func (e *endpoint) overdue(now time.Time) bool { return !e.head.IsZero() && !e.head.After(now) }
 

@@ -1,8 +1,19 @@
 package dispatch
 
+// NewBounded makes a Dispatcher that runs so many attempts at once and holds so many bytes.
+func NewBounded(cfg Config, attempts int, bytes int64, deps Deps) (*Dispatcher, error) {
+	return newBounded(cfg, bounds{attempts, bytes}, deps)
+}
+
 // InFlight is the number of attempts begun and not ended, and how many of them wait for a goroutine.
 func (d *Dispatcher) InFlight() (begun, queued int) {
 	d.pool.mu.Lock()
 	defer d.pool.mu.Unlock()
-	return int(d.inFlight.Load()), len(d.pool.queue)
+	return int(d.room.begun.Load()), len(d.pool.queue)
 }
+
+// HeldBytes is the memory of what is in hand.
+func (d *Dispatcher) HeldBytes() int64 { return d.room.held.Load() }
+
+// Window is the bound of units that a partition may have unfinished beyond its watermark.
+const Window = window

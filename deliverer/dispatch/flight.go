@@ -32,6 +32,8 @@ type flight struct {
 	// pending and unit are the delivery's place on the input; nil for one that waits in the schedule.
 	pending *stream.Pending
 	unit    int
+	// load is its part of the memory; nil while it is detached.
+	load *load
 	// seq is the transaction that brought the record, or brought it again.
 	seq uint64
 	// detached: the transaction that brought the record was aborted and the record has not been given again. Until it
@@ -59,6 +61,7 @@ func (f *flight) fresh() bool { return f.pending != nil }
 
 // release lets a flight go.
 func (t *task) release(f *flight) {
+	t.unload(f)
 	if t.flights[f.id] == f {
 		delete(t.flights, f.id)
 	}
@@ -74,7 +77,7 @@ func (t *task) launch(f *flight) {
 	f.running = true
 	f.dest, f.version = f.ep.dest, f.ep.spec.GetVersion()
 	t.flying++
-	t.d.inFlight.Add(1)
+	t.d.room.begun.Add(1)
 	t.d.pool.submit(func() { t.run(f) })
 }
 
@@ -95,7 +98,7 @@ func (t *task) run(f *flight) {
 	t.land(f)
 	t.part.Wake()
 	t.flying--
-	t.d.inFlight.Add(-1)
+	t.d.room.begun.Add(-1)
 	if t.flying == 0 && t.quiet != nil {
 		close(t.quiet)
 		t.quiet = nil
@@ -132,7 +135,7 @@ func (t *task) letOut(e *endpoint, now time.Time) control.Verdict {
 	verdict := control.Go
 	for _, f := range e.queue {
 		if !f.detached && verdict == control.Go {
-			if verdict = e.control.Admit(now); verdict == control.Go {
+			if verdict = t.admits(e, now); verdict == control.Go {
 				t.launch(f)
 				continue
 			}
@@ -142,6 +145,14 @@ func (t *task) letOut(e *endpoint, now time.Time) control.Verdict {
 	clear(e.queue[len(kept):])
 	e.queue = kept
 	return verdict
+}
+
+// admits asks those it concerns, the endpoint's control last: its Go takes a slot.
+func (t *task) admits(e *endpoint, now time.Time) control.Verdict {
+	if e.control.Running() >= t.d.room.share(e.control, now) {
+		return control.Full
+	}
+	return e.control.Admit(now)
 }
 
 // await returns when no attempt runs, or when ctx ends.

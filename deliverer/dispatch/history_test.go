@@ -8,7 +8,6 @@ import (
 	"github.com/stretchr/testify/require"
 	"pgregory.net/rapid"
 
-	"github.com/betterdata/webhooks/deliverer/dispatch"
 	"github.com/betterdata/webhooks/deliverer/schedule"
 	"github.com/betterdata/webhooks/internal/stream/streamtest"
 	"github.com/betterdata/webhooks/schemas"
@@ -67,7 +66,7 @@ func (h *history) check(t streamtest.TB) {
 }
 
 func newHistory(rt *rapid.T) *history {
-	w := newWorld(rt, func(c *dispatch.Config) {
+	w := newWorld(rt, func(c *config) {
 		c.Retries = schedule.Policy{Delays: []time.Duration{2 * time.Second, 10 * time.Second}, Jitter: 0.2}
 		c.InFlight = rapid.IntRange(1, 8).Draw(rt, "in flight")
 	})

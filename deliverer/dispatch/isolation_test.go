@@ -8,7 +8,6 @@ import (
 	"github.com/stretchr/testify/require"
 	"github.com/twmb/franz-go/pkg/kgo"
 
-	"github.com/betterdata/webhooks/deliverer/dispatch"
 	"github.com/betterdata/webhooks/schemas"
 	webhooksv1 "github.com/betterdata/webhooks/schemas/webhooks/v1"
 )
@@ -117,11 +116,11 @@ func TestRateLimit(t *testing.T) {
 }
 
 func TestFullPoolStopsPollingAndSpillsNothing(t *testing.T) {
-	w := newWorld(t, func(c *dispatch.Config) { c.InFlight = 2 })
+	w := newWorld(t, func(c *config) { c.InFlight = 2 })
 	var records []*kgo.Record
 	for i, name := range names("e", 5) {
+		records = append(records, w.event(name, w.quick(fmt.Sprint("ep", i))))
 		w.receiver.holdBack(name)
-		records = append(records, w.event(name, w.endpoint(fmt.Sprint("ep", i), nil)))
 	}
 	w.Process(records...)
 	require.True(t, w.Full())

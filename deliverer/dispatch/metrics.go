@@ -62,7 +62,10 @@ func newMetrics(reg prometheus.Registerer, d *Dispatcher) *metrics {
 	reg.MustRegister(
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "webhooks_attempts_in_flight", Help: "Attempts begun and not ended.",
-		}, func() float64 { return float64(d.inFlight.Load()) }),
+		}, func() float64 { return float64(d.room.begun.Load()) }),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "webhooks_deliveries_in_hand_bytes", Help: "Memory of the records whose deliveries are in hand.",
+		}, func() float64 { return float64(d.room.held.Load()) }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "webhooks_breakers_open", Help: "Endpoints whose circuit breaker is open.",
 		}, func() float64 { return d.sum(func(t *task) int64 { return t.breakers.Load() }) }),

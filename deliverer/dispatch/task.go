@@ -39,6 +39,11 @@ type task struct {
 	fresh int
 	// held are records whose endpoints the copy has not seen yet.
 	held []*heldRecord
+	// open are the records from the watermark on, and units what they have together; asideAt is when to look for what
+	// holds them up.
+	open    []openRecord
+	units   int
+	asideAt time.Time
 	// results are attempts that have ended and are not durable yet.
 	results []*flight
 	// found tells that the endpoints with waiting deliveries are known.
@@ -52,6 +57,7 @@ type task struct {
 	taken  []*flight // fresh ones in hand since it began
 	marked []*flight // pulled, to be sent once it is durable that they may have been
 	handed []*flight // ended or put to the schedule by it
+	aside  []aside   // moved from the input to the schedule by it, while they run
 
 	changed []string // endpoints, since the last Advance
 	flying  int      // attempts begun and not ended
@@ -72,7 +78,9 @@ func (t *task) Process(tx *stream.Tx, in *kgo.Record) error {
 	deliveries := new(webhooksv1.Deliveries)
 	if err := proto.Unmarshal(in.Value, deliveries); err != nil {
 		// Tracked, so that a new owner who is given it again keeps no second dead letter.
-		if p := tx.Track(1); !p.Done(0) {
+		p := tx.Track(1)
+		t.opened(p, 1)
+		if !p.Done(0) {
 			t.emitUnreadable(tx, in, err)
 			tx.Finish(p, 0)
 		}
@@ -89,11 +97,14 @@ func (t *task) Process(tx *stream.Tx, in *kgo.Record) error {
 		deliveries: deliveries,
 		pending:    tx.Track(len(deliveries.GetTargets())),
 		offset:     in.Offset,
+		load:       t.newLoad(len(in.Value)),
 		seq:        t.seq,
 	}
+	t.opened(r.pending, len(deliveries.GetTargets()))
 	known, err := t.known(r)
 	switch {
 	case err != nil:
+		t.drop(r.load)
 		return err
 	case !known || t.draining.Load():
 		t.held = append(t.held, r)
@@ -121,6 +132,9 @@ func (t *task) Advance(tx *stream.Tx, now time.Time) error {
 		return t.putBack(tx)
 	}
 	if err := t.admitHeld(tx, now); err != nil {
+		return err
+	}
+	if err := t.stepAside(tx, now); err != nil {
 		return err
 	}
 	if err := t.visitDue(tx, now); err != nil {
@@ -196,12 +210,14 @@ func (t *task) Settled(committed bool) {
 	} else {
 		t.aborted()
 	}
+	t.closeRecords(committed)
 	t.census.settle(committed)
 	t.seq++
 	clear(t.taken)
 	clear(t.marked)
 	clear(t.handed)
-	t.taken, t.marked, t.handed = t.taken[:0], t.marked[:0], t.handed[:0]
+	clear(t.aside)
+	t.taken, t.marked, t.handed, t.aside = t.taken[:0], t.marked[:0], t.handed[:0], t.aside[:0]
 	if len(t.agenda) > 0 {
 		t.part.WakeAt(t.agenda[0].wake)
 	}
@@ -227,6 +243,7 @@ func (t *task) committed(now time.Time) {
 // aborted takes back what the transaction did. What is in hand goes on; what waits is found again from the store.
 // Records that came in with it are given again; those from before are not, and go back to where they were.
 func (t *task) aborted() {
+	t.backFromAside()
 	for _, f := range t.marked {
 		f.ep.marking--
 		t.release(f)
@@ -245,9 +262,15 @@ func (t *task) aborted() {
 	for _, f := range t.taken {
 		if f.seq == t.seq {
 			f.detached = true
+			t.unload(f) // its record must not be kept from coming by the memory it holds
 		}
 	}
-	t.held = slices.DeleteFunc(t.held, func(r *heldRecord) bool { return r.seq == t.seq })
+	t.held = slices.DeleteFunc(t.held, func(r *heldRecord) bool {
+		if r.seq == t.seq {
+			t.drop(r.load)
+		}
+		return r.seq == t.seq
+	})
 	for _, e := range t.endpoints {
 		e.head = time.Time{}
 	}
@@ -255,11 +278,11 @@ func (t *task) aborted() {
 	t.part.Wake()
 }
 
-// Full reports that records must wait: the pool has none free, or the copy of endpoints is behind.
+// Full reports that records must wait: the pool has none free, memory is used up, or the copy of endpoints is behind.
 func (t *task) Full() bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return len(t.held) > maxHeld || t.d.pool.full(t)
+	return len(t.held) > maxHeld || t.d.pool.full(t, t.d.room.over)
 }
 
 // maxHeld bounds the records that wait for the copy of endpoints.
@@ -277,6 +300,15 @@ func (t *task) Close() {
 	t.draining.Store(true)
 	t.d.forget(t)
 	t.d.pool.forget(t)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, f := range t.flights {
+		t.unload(f)
+	}
+	for _, r := range t.held {
+		t.drop(r.load)
+	}
+	t.held = nil
 }
 
 var _ stream.Task = (*task)(nil)

@@ -39,8 +39,8 @@ func (t *task) visit(tx *stream.Tx, e *endpoint, now time.Time) error {
 		}
 		return nil
 	}
-	want := e.control.Want(now) - e.control.Running() - len(e.queue) - e.marking
-	if want > 0 {
+	share := t.d.room.share(e.control, now)
+	if want := min(e.control.Want(now), share) - e.inHand(); want > 0 {
 		pulled, err := t.pull(tx, e, want, now, t.mark)
 		if err != nil {
 			return err
@@ -49,6 +49,9 @@ func (t *task) visit(tx *stream.Tx, e *endpoint, now time.Time) error {
 			t.lookOn(e, now)
 		}
 		return t.serve(tx, e, now)
+	}
+	if e.inHand() >= share {
+		t.touch(e, now.Add(crowdPoll))
 	}
 	if next := e.control.NextTry(now); !next.IsZero() {
 		t.touch(e, next)
@@ -216,6 +219,7 @@ func (t *task) recall(tx *stream.Tx, e *endpoint, entry dueEntry) (*flight, erro
 			Id: s.GetEventId(), OrganizationId: s.GetOrganizationId(), Type: s.GetEventType(),
 		}
 	}
+	f.load = t.newLoad(len(f.event.GetBody()))
 	t.flights[f.id] = f
 	e.pulled++
 	return f, nil

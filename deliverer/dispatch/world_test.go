@@ -1,6 +1,7 @@
 package dispatch_test
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"log/slog"
@@ -40,18 +41,26 @@ type world struct {
 	workers   int
 }
 
-func newWorld(t streamtest.TB, change func(*dispatch.Config)) *world {
+// config is what a test chooses.
+type config struct {
+	dispatch.Config
+	InFlight int
+	Bytes    int64
+}
+
+func newWorld(t streamtest.TB, change func(*config)) *world {
 	t.Helper()
 	ring, err := seal.NewKeyring(seal.NewKey())
 	require.NoError(t, err)
 	w := &world{t: t, ring: ring, endpoints: &table{rows: map[string][]byte{}}, registry: prometheus.NewRegistry()}
-	cfg := dispatch.Config{Retries: schedule.Policy{Delays: []time.Duration{5 * time.Second, time.Minute}}}
+	cfg := config{InFlight: 4096, Bytes: 256 << 20}
+	cfg.Retries = schedule.Policy{Delays: []time.Duration{5 * time.Second, time.Minute}}
 	if change != nil {
 		change(&cfg)
 	}
 	w.workers = cfg.InFlight
 	w.receiver = newReceiver()
-	w.d, err = dispatch.New(cfg, dispatch.Deps{
+	w.d, err = dispatch.NewBounded(cfg.Config, cfg.InFlight, cfg.Bytes, dispatch.Deps{
 		Sender:    w.receiver,
 		Guard:     netguard.New(netguard.Policy{AllowCIDRs: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}}),
 		Secrets:   ring,
@@ -62,7 +71,11 @@ func newWorld(t streamtest.TB, change func(*dispatch.Config)) *world {
 	require.NoError(t, err)
 	w.Harness = streamtest.New(t, w.d.Spec())
 	w.receiver.clock.Store(w.Now.UnixNano())
-	t.Cleanup(w.d.Close)
+	t.Cleanup(func() {
+		w.Task().Close()
+		w.d.Close(context.Background())
+		require.Zero(t, w.d.HeldBytes(), "what left hand left memory")
+	})
 	t.Cleanup(w.receiver.releaseAll)
 	return w
 }
