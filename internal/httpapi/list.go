@@ -119,11 +119,12 @@ func (p *ListParams) addFilter(name, value string, allowed []string) error {
 }
 
 func parseLimit(value string) (int, error) {
-	n, err := strconv.Atoi(value)
+	// ParseUint takes digits only; Atoi would take a sign too.
+	n, err := strconv.ParseUint(value, 10, 16)
 	if err != nil || n < 1 || n > MaxLimit {
 		return 0, parameterProblem("limit", "must be a number from 1 to "+strconv.Itoa(MaxLimit))
 	}
-	return n, nil
+	return int(n), nil
 }
 
 func parseBound(name, value string, p ListParams) (since, until time.Time, err error) {

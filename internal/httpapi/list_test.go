@@ -37,6 +37,8 @@ func TestParseListRefuses(t *testing.T) {
 		"limit too large":    "limit=251",
 		"limit no number":    "limit=ten",
 		"limit empty":        "limit=",
+		"limit with a sign":  "limit=%2B5",
+		"limit negative":     "limit=-5",
 		"limit twice":        "limit=1&limit=2",
 		"unknown":            "statu=dead",
 		"empty filter":       "status=",
