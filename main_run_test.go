@@ -116,7 +116,7 @@ func TestRunOnOneMachine(t *testing.T) {
 
 	require.NoError(t, m.server.Kill())
 	m.start(t)
-	require.Contains(t, m.server.Output(), "may be torn", "the embedded Kafka says what a kill may have done")
+	require.Contains(t, m.server.Output(), "its log is whole again", "the embedded Kafka says what a kill has done")
 	requireState(t, m, org, endpoint, 2)
 	m.command(t, "send", "stripe", "subscription.deleted", "--org", org, "--new-ids")
 	requireState(t, m, org, endpoint, 3)
