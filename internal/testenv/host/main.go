@@ -21,6 +21,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"os/signal"
 	"syscall"
 	"time"
 
@@ -34,6 +35,8 @@ func main() {
 	folder := flag.String("folder", "", "removed at the end")
 	output := flag.String("output", "", "file that gets what the server prints")
 	flag.Parse()
+	// Ctrl-C is for the test process; what is to be done then is done at the end of the input.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGINT, syscall.SIGTERM)
 	s := server{command: flag.Args(), output: *output}
 	lines := bufio.NewScanner(os.Stdin)
 	for lines.Scan() {
