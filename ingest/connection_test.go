@@ -233,6 +233,37 @@ func TestTheBudgetOfHeldBodiesBoundsMemory(t *testing.T) {
 	require.Zero(t, e.metric("webhooks_ingest_held_bytes"))
 }
 
+func TestOnlyTheExactPathNamesASource(t *testing.T) {
+	e := startReady(t, testenv.FakeKafka(t))
+	body := subscriptionCreated
+	for path, want := range map[string]int{
+		"/webhooks/stripe":                200,
+		"/webhooks/stripe?a=/../b":        200,
+		"http://x/webhooks/stripe":        200,
+		"/webhooks//stripe":               404,
+		"//webhooks/stripe":               404,
+		"/webhooks/x/../stripe":           404,
+		"/x/../webhooks/stripe":           404,
+		"/webhooks/./stripe":              404,
+		"/webhooks/%73tripe":              404,
+		"/%77ebhooks/stripe":              404,
+		"/webhooks/stripe/":               404,
+		"/webhooks/":                      404,
+		"/webhooks/../v1/orgs/o/events/e": 404,
+	} {
+		t.Run(path, func(t *testing.T) {
+			conn := e.dial()
+			_, err := fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: x\r\nStripe-Signature: %s\r\nContent-Length: %d\r\n\r\n%s", path, sign([]byte(body)), len(body), body)
+			require.NoError(t, err)
+			a := readAnswer(t, bufio.NewReader(conn))
+			require.Equal(t, want, a.status)
+			if want == 404 {
+				require.Equal(t, "unknown_source", a.problem(t).Code)
+			}
+		})
+	}
+}
+
 func TestRequestsAreForwarded(t *testing.T) {
 	e := startReady(t, testenv.FakeKafka(t))
 	for path, want := range map[string]string{

@@ -62,7 +62,7 @@ func (e *Edge) handler(metrics *metrics) fasthttp.RequestHandler {
 	api := e.bounded(forwarding(e.commands.Handler(), e.deps.Processor, e.deps.Deliverer))
 	return func(ctx *fasthttp.RequestCtx) {
 		defer e.recovered(ctx)
-		if name, ok := webhookSource(ctx.Path()); ok {
+		if name, ok := webhookSource(ctx); ok {
 			e.webhooks.serve(ctx, name)
 			return
 		}
@@ -89,9 +89,15 @@ func (e *Edge) recovered(ctx *fasthttp.RequestCtx) {
 		"Something failed on our side; requestId finds it in our logs."))
 }
 
-// webhookSource is the last part of /webhooks/{source}.
-func webhookSource(path []byte) (name []byte, ok bool) {
-	return bytes.CutPrefix(path, []byte("/webhooks/"))
+// webhookSource is the last part of /webhooks/{source}. Only a path that is written like that names a source: what
+// becomes one by unescaping or by following its dots and slashes has no name, which no source has. What stands before
+// the edge judges a path as it is written, and so does the edge.
+func webhookSource(ctx *fasthttp.RequestCtx) (name []byte, ok bool) {
+	prefix, path, written := []byte("/webhooks/"), ctx.Path(), ctx.URI().PathOriginal()
+	if bytes.Equal(path, written) {
+		return bytes.CutPrefix(path, prefix)
+	}
+	return nil, bytes.HasPrefix(path, prefix) || bytes.HasPrefix(written, prefix)
 }
 
 // bounded reads a management request's body, within the webhooks' bounds, before next sees it.
