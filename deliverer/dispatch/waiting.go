@@ -40,6 +40,9 @@ func (t *task) visit(tx *stream.Tx, e *endpoint, now time.Time) error {
 		return nil
 	}
 	share := t.d.room.share(e.control, now)
+	if t.d.room.over() {
+		share = 0 // what waits costs no memory where it is, however quick the endpoint
+	}
 	if want := min(e.control.Want(now), share) - e.inHand(); want > 0 {
 		pulled, err := t.pull(tx, e, want, now, t.mark)
 		if err != nil {

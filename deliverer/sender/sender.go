@@ -24,7 +24,7 @@ const (
 	// MaxHeaderBytes bounds the header block of an answer.
 	MaxHeaderBytes = 16 << 10
 	// MaxBodyBytes bounds what is read of an answer's body. A success with a larger one counts as TooLarge.
-	MaxBodyBytes = 64 << 10
+	MaxBodyBytes = 1 << 20
 	// MaxExcerptBytes bounds what is kept of it (CONTRACT §5, responseExcerpt).
 	MaxExcerptBytes = 1024
 	// MaxRetryAfter bounds how far a receiver can push the next attempt (CONTRACT §5).
