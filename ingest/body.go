@@ -15,8 +15,11 @@ import (
 // order of CONTRACT §2, and a body is read straight into the memory that goes to Kafka.
 
 const (
-	// firstRead is how much is reserved for a body before its bytes have arrived. fasthttp has read the first 8 KiB
-	// before it calls a handler: a client cannot make the edge hold much more than it has sent.
+	// prefetch is how much of a body fasthttp waits for before it calls a handler, the least it allows: by default it
+	// waits for 8 KiB, and a client that announces too much and then stalls is told of its slowness instead.
+	prefetch = 1
+	// firstRead is how much is reserved for a body before its bytes have arrived: a client cannot make the edge hold
+	// much more than it has sent.
 	firstRead = 16 << 10
 	// drainBytes and drainTime bound what is read of a body that nobody wants, so that its sender gets to read the
 	// answer: closing a connection with unread bytes resets it, and a reset takes the answer along.
@@ -29,6 +32,7 @@ var (
 	errNoBudget = errors.New("too many bodies are in memory")
 	errTimeout  = errors.New("body did not arrive in time")
 	errCut      = errors.New("body ended early")
+	errChunks   = errors.New("body is not in chunks as announced")
 )
 
 // readBody reads the request's body into first, which has firstRead bytes or is nil, and into memory of its own where
@@ -36,11 +40,12 @@ var (
 func readBody(ctx *fasthttp.RequestCtx, limit int, budget *produce.Budget, first []byte) (body []byte, reserved int64, err error) {
 	length := ctx.Request.Header.ContentLength()
 	stream := ctx.RequestBodyStream()
-	if length == 0 || stream == nil {
-		return nil, 0, nil
-	}
+	// Before the stream: there is none of a body that was not asked for (Expect: 100-continue).
 	if length > limit {
 		return nil, 0, errTooLarge
+	}
+	if length == 0 || stream == nil {
+		return nil, 0, nil
 	}
 	if first == nil {
 		first = make([]byte, firstRead)
@@ -90,19 +95,36 @@ func ended(stream io.Reader) bool {
 	return err == io.EOF
 }
 
+// readError tells a connection that stalled or broke from chunks that cannot be read.
 func readError(err error) error {
 	var netErr net.Error
-	if errors.As(err, &netErr) && netErr.Timeout() {
+	switch {
+	case errors.As(err, &netErr) && netErr.Timeout():
 		return errTimeout
+	case errors.As(err, &netErr), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, net.ErrClosed):
+		return errCut
 	}
-	return errCut
+	return errChunks
+}
+
+// leave deals with what is left of a body that could not be read.
+func leave(ctx *fasthttp.RequestCtx, err error) {
+	switch {
+	case errors.Is(err, errTooLarge), errors.Is(err, errNoBudget):
+		drain(ctx)
+	case errors.Is(err, errChunks):
+		// Where the body ends is not known.
+		closeGently(ctx, time.Now().Add(drainTime))
+	default:
+		ctx.SetConnectionClose()
+	}
 }
 
 // drain reads and drops the rest of a body, so that the answer can be read. Where it does not come to the end, the
 // connection is closed after the answer, gently.
 func drain(ctx *fasthttp.RequestCtx) {
 	stream := ctx.RequestBodyStream()
-	if stream == nil {
+	if stream == nil || ctx.Response.ConnectionClose() {
 		return
 	}
 	until := time.Now().Add(drainTime)
@@ -111,6 +133,11 @@ func drain(ctx *fasthttp.RequestCtx) {
 			return
 		}
 	}
+	closeGently(ctx, until)
+}
+
+// closeGently has the connection closed after the answer, and what the client sends until then dropped.
+func closeGently(ctx *fasthttp.RequestCtx, until time.Time) {
 	ctx.SetConnectionClose()
 	if c, ok := ctx.Conn().(*gentleConn); ok {
 		c.until.Store(until.UnixNano())

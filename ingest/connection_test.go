@@ -233,6 +233,78 @@ func TestTheBudgetOfHeldBodiesBoundsMemory(t *testing.T) {
 	require.Zero(t, e.metric("webhooks_ingest_held_bytes"))
 }
 
+// 413 comes when the edge has read on for 5 s, although the client may take longer to be given up.
+func TestABodyThatIsTooLargeIsRefusedAlthoughItStalls(t *testing.T) {
+	e := startReady(t, testenv.FakeKafka(t))
+	for name, request := range map[string]string{
+		"announced":            "POST /webhooks/stripe HTTP/1.1\r\nHost: x\r\nContent-Length: 5242880\r\n\r\n" + strings.Repeat("x", 1000),
+		"announced to the API": "POST /v1/orgs/o/endpoints HTTP/1.1\r\nHost: x\r\nContent-Length: 5242880\r\n\r\n" + strings.Repeat("x", 1000),
+		"in chunks":            "POST /webhooks/stripe HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n500000\r\n" + strings.Repeat("x", 1<<20+1),
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			conn := e.dial()
+			begun := time.Now()
+			_, err := io.WriteString(conn, request)
+			require.NoError(t, err)
+			require.Equal(t, "body_too_large", readAnswer(t, bufio.NewReader(conn)).problem(t).Code)
+			require.Less(t, time.Since(begun), 9*time.Second)
+		})
+	}
+}
+
+func TestExpectContinueIsRefusedBeforeTheBody(t *testing.T) {
+	e := startReady(t, testenv.FakeKafka(t))
+	for name, c := range map[string]struct {
+		line, length, code string
+	}{
+		"too large":            {"POST /webhooks/stripe", "5242880", "body_too_large"},
+		"too large to the API": {"POST /v1/orgs/o/endpoints", "5242880", "body_too_large"},
+		"unknown source":       {"POST /webhooks/x", "10", "unknown_source"},
+		"not by POST":          {"PUT /webhooks/stripe", "10", "method_not_allowed"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			conn := e.dial()
+			begun := time.Now()
+			_, err := fmt.Fprintf(conn, "%s HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: %s\r\n\r\n", c.line, c.length)
+			require.NoError(t, err)
+			r := bufio.NewReader(conn)
+			a := readAnswer(t, r)
+			require.Equal(t, c.code, a.problem(t).Code)
+			require.Less(t, time.Since(begun), 4*time.Second)
+			_, err = r.ReadByte()
+			require.ErrorIs(t, err, io.EOF, "the connection is closed")
+		})
+	}
+}
+
+func TestChunksThatCannotBeReadAreMalformed(t *testing.T) {
+	e := startReady(t, testenv.FakeKafka(t))
+	head := "POST /webhooks/stripe HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+	for name, chunks := range map[string]string{
+		"size is no number":     "zz\r\n{}\r\n0\r\n\r\n",
+		"size is negative":      "-1\r\n{}\r\n0\r\n\r\n",
+		"size is far too large": "fffffffffffffffffff\r\n{}",
+		"second size":           "2\r\n{}\r\nzz\r\n",
+		"longer than its size":  "1\r\n{}\r\n0\r\n\r\n",
+	} {
+		t.Run(name, func(t *testing.T) {
+			conn := e.dial()
+			begun := time.Now()
+			_, err := io.WriteString(conn, head+chunks)
+			require.NoError(t, err)
+			r := bufio.NewReader(conn)
+			a := readAnswer(t, r)
+			require.Equal(t, 400, a.status)
+			require.Equal(t, "malformed_body", a.problem(t).Code)
+			require.Less(t, time.Since(begun), 4*time.Second)
+			_, err = r.ReadByte()
+			require.ErrorIs(t, err, io.EOF, "the connection is closed")
+		})
+	}
+	require.Zero(t, e.metric("webhooks_ingest_held_bytes"))
+}
+
 func TestOnlyTheExactPathNamesASource(t *testing.T) {
 	e := startReady(t, testenv.FakeKafka(t))
 	body := subscriptionCreated

@@ -36,7 +36,7 @@ func NewServer(handler fasthttp.RequestHandler, log *slog.Logger) *fasthttp.Serv
 	s.ReadTimeout, s.WriteTimeout, s.IdleTimeout = readTimeout, writeTimeout, idleTimeout
 	s.ReadBufferSize, s.Concurrency = headerBytes, connections
 	// The handler reads the body; see body.go.
-	s.StreamRequestBody = true
+	s.StreamRequestBody, s.MaxRequestBodySize = true, prefetch
 	s.DisablePreParseMultipartForm = true
 	s.SecureErrorLogMessage = true
 	s.Logger = serverLog{log}
@@ -49,6 +49,7 @@ func (e *Edge) newServer(metrics *metrics) *fasthttp.Server {
 	if e.cfg.ReadTimeout > 0 {
 		s.ReadTimeout = e.cfg.ReadTimeout
 	}
+	s.ExpectHandler = e.expected
 	answerUnreadable := s.ErrorHandler
 	s.ErrorHandler = func(ctx *fasthttp.RequestCtx, err error) {
 		answerUnreadable(ctx, err)
@@ -114,11 +115,7 @@ func (e *Edge) bounded(next fasthttp.RequestHandler) fasthttp.RequestHandler {
 			next(ctx)
 			return
 		}
-		if errors.Is(err, errTooLarge) || errors.Is(err, errNoBudget) {
-			drain(ctx)
-		} else {
-			ctx.SetConnectionClose()
-		}
+		leave(ctx, err)
 		refusal := w.unread(err)
 		problem := httpapi.NewProblem(refusal.Reason.Status(), string(refusal.Reason), "%s", refusal.Detail)
 		if problem.Status == http.StatusServiceUnavailable {
@@ -126,6 +123,21 @@ func (e *Edge) bounded(next fasthttp.RequestHandler) fasthttp.RequestHandler {
 		}
 		httpapi.WriteProblem(ctx, problem)
 	}
+}
+
+// expected judges a request with Expect: 100-continue before its body is asked for. One that its headers condemn is
+// answered at once, and its connection closed, because the client may send the body all the same.
+func (e *Edge) expected(ctx *fasthttp.RequestCtx) (status int) {
+	condemned := ctx.Request.Header.ContentLength() > e.webhooks.maxBody
+	if name, ok := webhookSource(ctx); ok {
+		condemned = e.webhooks.admit(ctx, e.webhooks.sources[string(name)]) != nil
+	}
+	if !condemned {
+		return http.StatusContinue
+	}
+	closeGently(ctx, time.Now().Add(drainTime))
+	e.server.Handler(ctx)
+	return ctx.Response.StatusCode()
 }
 
 // readiness is whether the edge has begun its work; once it has it goes on, whatever becomes slow later.

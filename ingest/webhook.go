@@ -65,6 +65,7 @@ func (w *webhooks) take(ctx *fasthttp.RequestCtx, src source.Source, now time.Ti
 	if err != nil {
 		w.producer.Budget.Give(reserved)
 		w.scratch.Put(s)
+		leave(ctx, err)
 		return "", w.unread(err)
 	}
 	event, refusal := verified(src, &ctx.Request.Header, body, now)
@@ -122,6 +123,8 @@ func (w *webhooks) unread(err error) *source.Refusal {
 		return &source.Refusal{Reason: source.BodyTooLarge, Detail: "The body is larger than " + strconv.Itoa(w.maxBody) + " bytes."}
 	case errors.Is(err, errNoBudget):
 		return &source.Refusal{Reason: source.Unavailable, Detail: "Too much is being received at the moment. Send it again."}
+	case errors.Is(err, errChunks):
+		return &source.Refusal{Reason: source.Malformed, Detail: "The body's chunks cannot be read."}
 	}
 	return &source.Refusal{Reason: source.RequestTimeout, Detail: "The body did not arrive whole and in time."}
 }
@@ -140,11 +143,7 @@ func (w *webhooks) refuse(ctx *fasthttp.RequestCtx, label string, refusal *sourc
 	w.rejections.Refused(label, refusal.Reason, rejections.Request{
 		RemoteIP: remoteIP(ctx), UserAgent: ctx.UserAgent(), ContentLength: ctx.Request.Header.ContentLength(),
 	}, now)
-	if refusal.Reason == source.RequestTimeout {
-		ctx.SetConnectionClose()
-	} else {
-		drain(ctx)
-	}
+	drain(ctx)
 	problem := httpapi.NewProblem(status, string(refusal.Reason), "%s", refusal.Detail)
 	switch refusal.Reason {
 	case source.Method:
