@@ -12,10 +12,13 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/betterdata/webhooks/ingest"
 	"github.com/betterdata/webhooks/internal/testenv"
 	"github.com/betterdata/webhooks/schemas"
+	webhooksv1 "github.com/betterdata/webhooks/schemas/webhooks/v1"
 )
 
 // dial opens a bare connection to the edge.
@@ -198,6 +201,46 @@ func TestWhatIsNoRequestIsAProblemToo(t *testing.T) {
 			require.NotEmpty(t, a.header.Get("X-Request-Id"))
 		})
 	}
+}
+
+func TestWhatIsNoRequestIsRecorded(t *testing.T) {
+	e := startReady(t, testenv.FakeKafka(t), func(c *ingest.Config, _ *ingest.Deps) { c.ReadTimeout = 200 * time.Millisecond })
+	requests := map[string]string{
+		"malformed_request": "\x16\x03\x01 rubbish\r\n\r\n",
+		"headers_too_large": "POST /webhooks/stripe HTTP/1.1\r\nHost: x\r\nX: " + strings.Repeat("x", 20_000) + "\r\n\r\n",
+		"request_timeout":   "POST /webhooks/stripe HTTP/1.1\r\nHost: x\r\nX-A",
+	}
+	// More than the rows that a class makes a second.
+	const each = 45
+	want := map[string]uint32{}
+	for reason, request := range requests {
+		want[reason] = each
+		conns := make([]net.Conn, each)
+		for i := range conns {
+			conns[i] = e.dial()
+			_, err := io.WriteString(conns[i], request)
+			require.NoError(t, err)
+		}
+		for _, conn := range conns {
+			require.Equal(t, reason, readAnswer(t, bufio.NewReader(conn)).problem(t).Code)
+		}
+		require.EqualValues(t, each, e.metric("webhooks_ingest_rejected_total", "source", "unknown", "reason", reason))
+	}
+	require.NoError(t, e.stop())
+	var weights map[string]uint32
+	rows := recordsUntil(t, e.kafka, schemas.Rejections, func(got []*kgo.Record) bool {
+		weights = map[string]uint32{}
+		for _, r := range got {
+			var row webhooksv1.RejectionRow
+			require.NoError(t, proto.Unmarshal(r.Value, &row))
+			if row.Source == "unknown" {
+				weights[row.Reason] += row.Weight
+			}
+		}
+		return weights["malformed_request"]+weights["headers_too_large"]+weights["request_timeout"] >= 3*each
+	})
+	require.Equal(t, want, weights)
+	require.Less(t, len(rows), 3*each, "they are sampled")
 }
 
 func TestAClientThatTakesTooLongIsGivenUp(t *testing.T) {

@@ -15,6 +15,7 @@ import (
 	"github.com/valyala/fasthttp"
 
 	"github.com/betterdata/webhooks/ingest/rejections"
+	"github.com/betterdata/webhooks/ingest/source"
 	"github.com/betterdata/webhooks/internal/httpapi"
 )
 
@@ -53,9 +54,23 @@ func (e *Edge) newServer(metrics *metrics) *fasthttp.Server {
 	answerUnreadable := s.ErrorHandler
 	s.ErrorHandler = func(ctx *fasthttp.RequestCtx, err error) {
 		answerUnreadable(ctx, err)
+		reason := unreadable(ctx.Response.StatusCode())
+		// What the request was is not known, and the little that was read of it may be anything.
+		e.webhooks.refused(rejections.Unknown, reason, rejections.Request{RemoteIP: remoteIP(ctx)}, time.Now())
 		metrics.answered(rejections.Unknown, ctx.Response.StatusCode())
 	}
 	return s
+}
+
+// unreadable is why a request that reached no handler was answered so.
+func unreadable(status int) source.Reason {
+	switch status {
+	case http.StatusRequestTimeout:
+		return source.RequestTimeout
+	case http.StatusRequestHeaderFieldsTooLarge:
+		return source.HeadersTooLarge
+	}
+	return source.Unreadable
 }
 
 // handler is everything the edge answers.

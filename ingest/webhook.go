@@ -139,8 +139,7 @@ func verified(src source.Source, header *fasthttp.RequestHeader, body []byte, no
 // refuse answers with a problem, after what the client still sends was read, and records the refusal.
 func (w *webhooks) refuse(ctx *fasthttp.RequestCtx, label string, refusal *source.Refusal, now time.Time) {
 	status := refusal.Reason.Status()
-	w.metrics.rejected[label][refusal.Reason].Inc()
-	w.rejections.Refused(label, refusal.Reason, rejections.Request{
+	w.refused(label, refusal.Reason, rejections.Request{
 		RemoteIP: remoteIP(ctx), UserAgent: ctx.UserAgent(), ContentLength: ctx.Request.Header.ContentLength(),
 	}, now)
 	drain(ctx)
@@ -152,6 +151,12 @@ func (w *webhooks) refuse(ctx *fasthttp.RequestCtx, label string, refusal *sourc
 		problem.RetryAfter = retryAfter
 	}
 	httpapi.WriteProblem(ctx, problem)
+}
+
+// refused makes a refusal visible.
+func (w *webhooks) refused(label string, reason source.Reason, req rejections.Request, now time.Time) {
+	w.metrics.rejected[label][reason].Inc()
+	w.rejections.Refused(label, reason, req, now)
 }
 
 const retryAfter = time.Second

@@ -39,7 +39,7 @@ type Event struct {
 // Reason is why a request was refused: the problem's code, the metric's label and the column in ClickHouse.
 type Reason string
 
-// Reasons of CONTRACT §2.
+// Reasons of CONTRACT §2, and of requests that get no further than HTTP.
 const (
 	Unknown             Reason = "unknown_source"
 	Method              Reason = "method_not_allowed"
@@ -51,6 +51,9 @@ const (
 	Malformed           Reason = "malformed_body"
 	// RequestTimeout is a body that did not arrive in time, or not whole.
 	RequestTimeout Reason = "request_timeout"
+	// HeadersTooLarge and Unreadable are requests of which no path is known.
+	HeadersTooLarge Reason = "headers_too_large"
+	Unreadable      Reason = "malformed_request"
 	// Unavailable is a request that was in order and could not be made durable.
 	Unavailable Reason = "unavailable"
 )
@@ -58,7 +61,7 @@ const (
 // Reasons are all of them.
 func Reasons() []Reason {
 	return []Reason{Unknown, Method, BodyTooLarge, EncodingUnsupported, SignatureMissing, SignatureInvalid, OutOfTolerance,
-		Malformed, RequestTimeout, Unavailable}
+		Malformed, RequestTimeout, HeadersTooLarge, Unreadable, Unavailable}
 }
 
 // Refusal says why a request is not taken.
@@ -81,6 +84,8 @@ func (r Reason) Status() int {
 		return http.StatusUnsupportedMediaType
 	case RequestTimeout:
 		return http.StatusRequestTimeout
+	case HeadersTooLarge:
+		return http.StatusRequestHeaderFieldsTooLarge
 	case Unavailable:
 		return http.StatusServiceUnavailable
 	}
