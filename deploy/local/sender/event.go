@@ -87,18 +87,23 @@ func sampleNames() (names []string) {
 	return names
 }
 
-// wrap makes an event of a bare object, in Stripe's envelope.
-func wrap(file string, object map[string]any, eventType string) (map[string]any, error) {
+// wrap makes an event, in Stripe's envelope, of its object or of its data: {"object": {…}, "previous_attributes": {…}}.
+func wrap(file string, content map[string]any, eventType string) (map[string]any, error) {
 	if eventType == "" {
 		eventType = typeOf(file)
 	}
 	if !strings.Contains(eventType, ".") {
 		return nil, fmt.Errorf("%s holds an object, not an event, and its name does not say the event type: say --type", file)
 	}
+	data := content
+	object, ok := content["object"].(map[string]any)
+	if !ok {
+		data, object = map[string]any{"object": content}, content
+	}
 	livemode, _ := object["livemode"].(bool)
 	return map[string]any{
 		"id": newID(), "object": "event", "api_version": "2025-03-31.basil", "created": time.Now().Unix(),
-		"data": map[string]any{"object": object}, "livemode": livemode, "pending_webhooks": 1,
+		"data": data, "livemode": livemode, "pending_webhooks": 1,
 		"request": map[string]any{"id": nil, "idempotency_key": nil}, "type": eventType,
 	}, nil
 }

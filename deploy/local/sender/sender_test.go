@@ -98,7 +98,7 @@ func TestNumbersKeepTheirText(t *testing.T) {
 	require.Contains(t, string(e.body), "1.10")
 }
 
-func TestBareObjectsAreWrapped(t *testing.T) {
+func TestObjectsAndDataAreWrapped(t *testing.T) {
 	for fixture, want := range map[string]string{
 		"subscription.updated.object-only.json":   "customer.subscription.updated",
 		"subscription.deleted.object-only.json":   "customer.subscription.deleted",
@@ -110,6 +110,7 @@ func TestBareObjectsAreWrapped(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, want, events[0]["type"])
 		require.NotEmpty(t, events[0]["id"])
+		require.Contains(t, want, object(t, events[0])["object"], "a subscription or an invoice, where Stripe has it")
 		require.Equal(t, "acme", object(t, events[0])["metadata"].(map[string]any)["organizationId"])
 	}
 	file := filepath.Join(t.TempDir(), "invoice.object-only.json")
