@@ -2,7 +2,6 @@ package fanout
 
 import (
 	"fmt"
-	"hash/maphash"
 	"log/slog"
 	"slices"
 	"strings"
@@ -16,9 +15,13 @@ import (
 )
 
 const (
-	shards = 64
-	// maxCached bounds the endpoints whose decoded form a shard keeps, at about 300 bytes each; 20 MB in all.
-	maxCached = 1024
+	// maxHeld bounds the endpoints whose decoded form is kept, at about 300 bytes each; 60 MB in all. One organization
+	// has 5,000 at most.
+	maxHeld = 200_000
+	// filterWeight is how many endpoints a compiled filter counts as: a short one takes 2 kB.
+	filterWeight = 10
+	// changeSlots spread organizations over counters of changes.
+	changeSlots = 64
 )
 
 // target is what matching needs of an endpoint.
@@ -32,8 +35,9 @@ type target struct {
 	prefixes []string
 	loopIDs  []string
 	// filtered endpoints match nothing when filter is nil: it did not compile.
-	filtered bool
-	filter   *eventfilter.Filter
+	filtered   bool
+	expression string
+	filter     *eventfilter.Filter
 }
 
 // endpointSet is an organization's endpoints at one version, in the order of their ids.
@@ -48,45 +52,23 @@ type matcher struct {
 	filters   *eventfilter.Compiler
 	log       *slog.Logger
 	metrics   *metrics
-	seed      maphash.Seed
-	shards    [shards]shard
+	cache     cache
 
 	mu sync.Mutex
 	// waiting are the tasks that hold an event of an organization until its endpoints change.
 	waiting map[*task]string
 }
 
-type shard struct {
-	mu   sync.Mutex
-	sets map[string]*endpointSet
-	// cached counts the targets in sets.
-	cached int
-	// changes grows with every change of an organization of this shard. A set that was read while it grew is used, but
-	// not kept.
-	changes uint64
-}
-
 func newMatcher(endpoints Endpoints, filters *eventfilter.Compiler, log *slog.Logger, m *metrics) *matcher {
-	c := &matcher{endpoints: endpoints, filters: filters, log: log, metrics: m, seed: maphash.MakeSeed(), waiting: map[*task]string{}}
-	for i := range c.shards {
-		c.shards[i].sets = map[string]*endpointSet{}
-	}
+	c := &matcher{endpoints: endpoints, filters: filters, log: log, metrics: m, cache: newCache(maxHeld), waiting: map[*task]string{}}
 	endpoints.OnChange(c.changed)
 	return c
 }
 
-func (m *matcher) shard(org string) *shard {
-	return &m.shards[maphash.String(m.seed, org)%shards]
-}
-
-// changed forgets the organization whose endpoint, or set, has changed.
+// changed notes that the organization's endpoints, or set, have changed.
 func (m *matcher) changed(key, _ []byte) {
 	org, _, _ := strings.Cut(string(key), "/")
-	s := m.shard(org)
-	s.mu.Lock()
-	s.changes++
-	s.forget(org)
-	s.mu.Unlock()
+	m.cache.outdate(org)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for t, waited := range m.waiting {
@@ -109,14 +91,6 @@ func (m *matcher) waitsNoMore(t *task) {
 	delete(m.waiting, t)
 }
 
-// forget is called with the lock held.
-func (s *shard) forget(org string) {
-	if set, ok := s.sets[org]; ok {
-		s.cached -= len(set.targets)
-		delete(s.sets, org)
-	}
-}
-
 func (m *matcher) version(org string) (uint64, error) {
 	value, ok, err := m.endpoints.Get([]byte(org))
 	if err != nil || !ok {
@@ -131,11 +105,8 @@ func (m *matcher) version(org string) (uint64, error) {
 
 // current returns the organization's endpoints as the copy has them.
 func (m *matcher) current(org string) (*endpointSet, error) {
-	s := m.shard(org)
-	s.mu.Lock()
-	set, changes := s.sets[org], s.changes
-	s.mu.Unlock()
-	if set != nil {
+	set, fresh, changes := m.cache.get(org)
+	if fresh {
 		return set, nil
 	}
 	// The version is read first. The endpoints read after it are of that version or, while they change, partly of the
@@ -144,34 +115,18 @@ func (m *matcher) current(org string) (*endpointSet, error) {
 	if err != nil {
 		return nil, err
 	}
+	compiled := set.compiled()
 	set = &endpointSet{version: version}
 	if version > 0 {
-		if set.targets, err = m.read(org); err != nil {
+		if set.targets, err = m.read(org, compiled); err != nil {
 			return nil, err
 		}
 	}
-	s.keep(org, set, changes)
+	m.cache.keep(org, set, changes)
 	return set, nil
 }
 
-func (s *shard) keep(org string, set *endpointSet, changes uint64) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.changes != changes {
-		return
-	}
-	s.forget(org)
-	for other := range s.sets {
-		if s.cached+len(set.targets) <= maxCached && len(s.sets) < maxCached {
-			break
-		}
-		s.forget(other)
-	}
-	s.sets[org] = set
-	s.cached += len(set.targets)
-}
-
-func (m *matcher) read(org string) ([]target, error) {
+func (m *matcher) read(org string, compiled map[string]*eventfilter.Filter) ([]target, error) {
 	var targets []target
 	var failed error
 	err := m.endpoints.Scan([]byte(org+"/"), func(key, value []byte) bool {
@@ -180,7 +135,7 @@ func (m *matcher) read(org string) ([]target, error) {
 			failed = fmt.Errorf("decode endpoint %s: %w", key, failed)
 			return false
 		}
-		targets = append(targets, m.targetOf(&e))
+		targets = append(targets, m.targetOf(&e, compiled))
 		return true
 	})
 	if err != nil {
@@ -189,7 +144,7 @@ func (m *matcher) read(org string) ([]target, error) {
 	return targets, failed
 }
 
-func (m *matcher) targetOf(e *webhooksv1.Endpoint) target {
+func (m *matcher) targetOf(e *webhooksv1.Endpoint, compiled map[string]*eventfilter.Filter) target {
 	t := target{id: e.Id, version: e.Version, enabled: e.Enabled, loopIDs: e.LoopIds, filtered: e.Filter != nil}
 	for _, pattern := range e.EventTypes {
 		prefix, open := strings.CutSuffix(pattern, "*")
@@ -203,14 +158,27 @@ func (m *matcher) targetOf(e *webhooksv1.Endpoint) target {
 		}
 	}
 	if t.filtered {
-		var err error
-		if t.filter, err = m.filters.Compile(*e.Filter); err != nil {
-			m.metrics.unusable.Inc()
-			m.log.Error("a stored filter does not compile; its endpoint gets no events until it is changed",
-				"org", e.OrganizationId, "endpoint", e.Id, "error", err)
-		}
+		t.expression = *e.Filter
+		t.filter = m.compile(e, compiled)
 	}
 	return t
+}
+
+// compile returns the endpoint's filter, taking it from those compiled where it is among them; nil where it does not
+// compile.
+func (m *matcher) compile(e *webhooksv1.Endpoint, compiled map[string]*eventfilter.Filter) *eventfilter.Filter {
+	if filter := compiled[*e.Filter]; filter != nil {
+		return filter
+	}
+	filter, err := m.filters.Compile(*e.Filter)
+	if err != nil {
+		m.metrics.unusable.Inc()
+		m.log.Error("a stored filter does not compile; its endpoint gets no events until it is changed",
+			"org", e.OrganizationId, "endpoint", e.Id, "error", err)
+		return nil
+	}
+	compiled[*e.Filter] = filter
+	return filter
 }
 
 // wantsType reports whether a pattern matches.
