@@ -127,6 +127,8 @@ func (r *rig) subscription(topic, routingKey, eventID, eventType, status string,
 	}
 	if topic == schemas.Inbound {
 		headers = append(headers, schemas.HeaderOrganization, org)
+	} else {
+		headers = append(headers, schemas.HeaderNamedOrganization, org)
 	}
 	r.produce(topic, routingKey, body, headers...)
 }
