@@ -117,10 +117,18 @@ func (t *task) place(tx *stream.Tx, f *flight, now time.Time) error {
 	}
 	if e.overdue(now) || len(e.queue) >= e.control.Ahead() || t.fresh > window/2 && len(e.queue) > 0 ||
 		e.inHand() >= t.d.room.share(e.control, now) {
-		return t.spill(tx, f, webhooksv1.WaitingReason_WAITING_REASON_SATURATED, now)
+		return t.spill(tx, f, e.whyFull(), now)
 	}
 	e.queue = append(e.queue, f)
 	return t.serve(tx, e, now)
+}
+
+// whyFull is why an endpoint that takes none now has no room.
+func (e *endpoint) whyFull() webhooksv1.WaitingReason {
+	if e.control.Broken() {
+		return webhooksv1.WaitingReason_WAITING_REASON_BREAKER
+	}
+	return webhooksv1.WaitingReason_WAITING_REASON_SATURATED
 }
 
 // turnAway ends, or lets wait, a delivery whose endpoint takes none.

@@ -83,14 +83,16 @@ func TestBreakerOpensAndProbes(t *testing.T) {
 	require.Zero(t, w.waiting()[dlv("x", ep)].Attempts)
 
 	w.pass(999 * time.Millisecond)
+	w.settle(w.Process(w.event("z", ep)))
 	require.Len(t, w.receiver.sent(), 10)
+	require.Equal(t, webhooksv1.WaitingReason_WAITING_REASON_BREAKER, w.waiting()[dlv("z", ep)].Reason, "behind what is overdue, too")
 	w.pass(time.Millisecond)
 	require.Len(t, w.receiver.sent(), 11, "one probe after a second")
 	w.pass(1999 * time.Millisecond)
 	require.Len(t, w.receiver.sent(), 11, "the next after two")
 	w.receiver.answer(200)
 	w.pass(time.Millisecond)
-	require.Len(t, w.receiver.sent(), 12, "the probe, and it closes; the others are not due yet")
+	require.Len(t, w.receiver.sent(), 13, "the probe, it closes, and what it held goes; the others are not due yet")
 	w.pass(10 * time.Second)
 	require.Empty(t, w.Keys(schemas.Retries))
 }
