@@ -6,7 +6,7 @@
 SHELL := /bin/sh
 .PHONY: run build test unit fuzz lint format vet staticcheck vulnerabilities protobuf generate compiler
 
-FUZZTIME ?= 5s
+FUZZTIME ?= 3s
 STATICCHECK := go run honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOVULNCHECK := go run golang.org/x/vuln/cmd/govulncheck@v1.9.0
 # npm's package is buf's own binary; built from source it takes minutes.
