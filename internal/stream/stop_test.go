@@ -2,6 +2,7 @@ package stream
 
 import (
 	"context"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -14,18 +15,28 @@ import (
 	"github.com/betterdata/webhooks/internal/testenv"
 )
 
-// clinging is a task that does not drain before it must, and meets what cannot be healed in every record.
-type clinging struct{ counter }
+// clinging is a task that does not drain before it must, once it holds on, and meets what cannot be healed in every
+// record.
+type clinging struct {
+	counter
+	holdsOn *atomic.Bool
+}
 
-func (clinging) Process(*Tx, *kgo.Record) error { return kerr.TopicAuthorizationFailed }
-func (clinging) Drain(ctx context.Context)      { <-ctx.Done() }
+func (*clinging) Process(*Tx, *kgo.Record) error { return kerr.TopicAuthorizationFailed }
+
+func (c *clinging) Drain(ctx context.Context) {
+	if c.holdsOn.Load() {
+		<-ctx.Done()
+	}
+}
 
 func TestAFailureForGoodIsToldInTime(t *testing.T) {
 	t.Parallel()
 	cfg := testenv.FakeKafka(t)
 	c := newClient(t, cfg)
 	spec := counterSpec()
-	spec.NewTask = func(*Partition) (Task, error) { return &clinging{}, nil }
+	var holdsOn atomic.Bool // not before the sessions have shared the partitions
+	spec.NewTask = func(*Partition) (Task, error) { return &clinging{holdsOn: &holdsOn}, nil }
 	conf := config(cfg, t.TempDir())
 	conf.Sessions, conf.DrainTimeout, conf.StopTimeout = 2, time.Hour, 2*time.Second
 	g, err := New(spec, conf, testLog(t), prometheus.NewRegistry())
@@ -33,6 +44,7 @@ func TestAFailureForGoodIsToldInTime(t *testing.T) {
 	ended := make(chan error, 1)
 	go func() { ended <- g.Run(context.Background()) }()
 	testenv.Eventually(t, time.Minute, func() bool { return g.Check(t.Context()) == nil && busySessions(g) == 2 }, "both sessions at work")
+	holdsOn.Store(true)
 
 	c.produce(counterIn, numbers(1, 1)...) // one session fails; the other holds on to its partitions
 	select {
