@@ -155,13 +155,18 @@ func (r *running) kill() {
 }
 
 // produce writes n rows, spread over the partitions, each with an id of its own.
-func (f *fixture) produce(n int) {
+// The result is the room that the records will take in a sink.
+func (f *fixture) produce(n int) (held int64) {
 	f.t.Helper()
 	records := make([]*kgo.Record, n)
 	for i := range records {
 		records[i] = f.record(int32(f.made)%f.kafka.Partitions, f.now)
 	}
 	require.NoError(f.t, f.producer.ProduceSync(f.t.Context(), records...).FirstErr())
+	for _, r := range records {
+		held += int64(size(r))
+	}
+	return held
 }
 
 func (f *fixture) record(partition int32, at time.Time) *kgo.Record {
