@@ -10,6 +10,7 @@ import (
 
 	"github.com/betterdata/webhooks/internal/httpapi"
 	"github.com/betterdata/webhooks/internal/id"
+	"github.com/betterdata/webhooks/schemas"
 )
 
 // delivery is one event for one endpoint, as the API shows it.
@@ -36,12 +37,12 @@ type deliveryWithAttempts struct {
 	Attempts []attempt `json:"attempts"`
 }
 
-// Statuses of a delivery. A row of what matched no endpoint, or a disabled one, is in the ledger and is no delivery.
+// A row of what matched no endpoint, or a disabled one, is in the ledger and is no delivery.
 const (
-	waiting   = "waiting"
-	delivered = "delivered"
-	dead      = "dead"
-	unmatched = "unmatched"
+	waiting   = schemas.DeliveryWaiting
+	delivered = schemas.DeliveryDelivered
+	dead      = schemas.DeliveryDead
+	unmatched = schemas.DeliveryUnmatched
 )
 
 func isDeliveryStatus(s string) bool { return s == waiting || s == delivered || s == dead }
@@ -109,21 +110,8 @@ func (a *API) getDelivery(ctx context.Context, req *fasthttp.RequestCtx) (any, e
 
 // deliveries reads the newest version of each delivery that meets the conditions.
 func (a *API) deliveries(ctx context.Context, w where, tail string, args ...any) ([]delivery, error) {
-	query := "SELECT " + deliveryColumns + " FROM deliveries FINAL WHERE " + w.sql() + tail
-	rows, err := a.conn.Query(ctx, query, slices.Concat(w.args, args)...)
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
-	var found []delivery
-	for rows.Next() {
-		d, err := scanDelivery(rows)
-		if err != nil {
-			return nil, err
-		}
-		found = append(found, d)
-	}
-	return found, rows.Err()
+	sql := "SELECT " + deliveryColumns + " FROM deliveries FINAL WHERE " + w.sql() + tail
+	return query(ctx, a.conn, scanDelivery, sql, slices.Concat(w.args, args)...)
 }
 
 func scanDelivery(rows driver.Rows) (d delivery, err error) {

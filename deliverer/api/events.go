@@ -105,21 +105,8 @@ func (a *API) getEvent(ctx context.Context, req *fasthttp.RequestCtx) (any, erro
 }
 
 func (a *API) events(ctx context.Context, w where, tail string, args ...any) ([]event, error) {
-	query := "SELECT " + eventColumns + " FROM events WHERE " + w.sql() + tail
-	rows, err := a.conn.Query(ctx, query, slices.Concat(w.args, args)...)
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
-	var found []event
-	for rows.Next() {
-		e, err := scanEvent(rows)
-		if err != nil {
-			return nil, err
-		}
-		found = append(found, e)
-	}
-	return found, rows.Err()
+	sql := "SELECT " + eventColumns + " FROM events WHERE " + w.sql() + tail
+	return query(ctx, a.conn, scanEvent, sql, slices.Concat(w.args, args)...)
 }
 
 func scanEvent(rows driver.Rows) (e event, err error) {

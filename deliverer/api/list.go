@@ -1,9 +1,12 @@
 package api
 
 import (
+	"context"
 	"encoding/binary"
 	"net/http"
 	"time"
+
+	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
 
 	"github.com/betterdata/webhooks/internal/httpapi"
 )
@@ -77,3 +80,21 @@ func (w *where) between(column string, p httpapi.ListParams) {
 }
 
 func ceilMS(t time.Time) int64 { return t.Add(time.Millisecond - 1).UnixMilli() }
+
+// query reads all rows of an answer.
+func query[T any](ctx context.Context, conn driver.Conn, scan func(driver.Rows) (T, error), sql string, args ...any) ([]T, error) {
+	rows, err := conn.Query(ctx, sql, args...)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var found []T
+	for rows.Next() {
+		row, err := scan(rows)
+		if err != nil {
+			return nil, err
+		}
+		found = append(found, row)
+	}
+	return found, rows.Err()
+}

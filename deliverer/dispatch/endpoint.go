@@ -9,6 +9,7 @@ import (
 
 	"github.com/betterdata/webhooks/deliverer/control"
 	"github.com/betterdata/webhooks/deliverer/sender"
+	"github.com/betterdata/webhooks/schemas"
 	webhooksv1 "github.com/betterdata/webhooks/schemas/webhooks/v1"
 )
 
@@ -110,7 +111,7 @@ func (t *task) refresh(e *endpoint) error {
 }
 
 func readEndpoint(from Endpoints, org, id string) (*webhooksv1.Endpoint, error) {
-	value, ok, err := from.Get([]byte(org + "/" + id))
+	value, ok, err := from.Get(schemas.EndpointKey(org, id))
 	if err != nil {
 		return nil, fmt.Errorf("read endpoint %s: %w", id, err)
 	}

@@ -6,6 +6,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/betterdata/webhooks/deliverer/sender"
+	"github.com/betterdata/webhooks/schemas"
 	webhooksv1 "github.com/betterdata/webhooks/schemas/webhooks/v1"
 )
 
@@ -44,8 +45,8 @@ func newMetrics(reg prometheus.Registerer, d *Dispatcher) *metrics {
 			Name: "webhooks_delivery_latency_seconds", Help: "From the edge's 200 to the first attempt's request.",
 			Buckets: []float64{.01, .025, .05, .075, .1, .15, .25, .5, 1, 2.5, 5, 10, 30, 60, 300},
 		}),
-		delivered: ended.WithLabelValues(statusDelivered),
-		dead:      ended.WithLabelValues(statusDead),
+		delivered: ended.WithLabelValues(schemas.DeliveryDelivered),
+		dead:      ended.WithLabelValues(schemas.DeliveryDead),
 	}
 	for _, c := range sender.Classes() {
 		m.failures[c] = attempts.WithLabelValues("failure", c.String())

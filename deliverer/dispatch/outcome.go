@@ -9,15 +9,12 @@ import (
 	"github.com/betterdata/webhooks/deliverer/schedule"
 	"github.com/betterdata/webhooks/deliverer/sender"
 	"github.com/betterdata/webhooks/internal/stream"
+	"github.com/betterdata/webhooks/schemas"
 	webhooksv1 "github.com/betterdata/webhooks/schemas/webhooks/v1"
 )
 
-// Statuses of a delivery and reasons of its death (CONTRACT §5).
+// Reasons of a delivery's death (CONTRACT §5).
 const (
-	statusWaiting   = "waiting"
-	statusDelivered = "delivered"
-	statusDead      = "dead"
-
 	reasonExhausted = "exhausted"
 	reasonGone      = "gone"
 	reasonDisabled  = "endpoint_disabled"
@@ -37,15 +34,15 @@ type verdict struct {
 func (t *task) judge(f *flight) verdict {
 	switch {
 	case f.result.Success():
-		return verdict{status: statusDelivered}
+		return verdict{status: schemas.DeliveryDelivered}
 	case f.result.Class == sender.HTTP410:
-		return verdict{status: statusDead, reason: reasonGone}
+		return verdict{status: schemas.DeliveryDead, reason: reasonGone}
 	}
 	due, ok := t.policy(f.ep).Next(f.step, f.result.Ended(), f.result.RetryAfter, rand.Float64())
 	if !ok {
-		return verdict{status: statusDead, reason: reasonExhausted}
+		return verdict{status: schemas.DeliveryDead, reason: reasonExhausted}
 	}
-	return verdict{status: statusWaiting, due: due}
+	return verdict{status: schemas.DeliveryWaiting, due: due}
 }
 
 // policy is the endpoint's own schedule, or the service's.
@@ -94,7 +91,7 @@ func (t *task) conclude(tx *stream.Tx, f *flight) error {
 	if err := t.emitAttempt(tx, f); err != nil {
 		return err
 	}
-	if f.verdict.status == statusWaiting {
+	if f.verdict.status == schemas.DeliveryWaiting {
 		return t.wait(tx, f, before)
 	}
 	t.stopWaiting(tx, f, before)
@@ -142,7 +139,7 @@ func (t *task) stopWaiting(tx *stream.Tx, f *flight, before *webhooksv1.WaitingS
 func (t *task) end(tx *stream.Tx, f *flight, reason string, now time.Time) error {
 	var before *webhooksv1.WaitingState
 	t.handed = append(t.handed, f)
-	f.verdict = verdict{status: statusDead, reason: reason}
+	f.verdict = verdict{status: schemas.DeliveryDead, reason: reason}
 	if !f.fresh() {
 		var err error
 		if before, err = schedule.State(tx, f.id); err != nil {
@@ -168,9 +165,9 @@ func (t *task) report(f *flight) {
 		}
 	}
 	switch f.verdict.status {
-	case statusDelivered:
+	case schemas.DeliveryDelivered:
 		m.delivered.Inc()
-	case statusDead:
+	case schemas.DeliveryDead:
 		m.dead.Inc()
 		t.log.Info("delivery died", append(f.logged(), "reason", f.verdict.reason, "class", f.result.Class.String())...)
 	}

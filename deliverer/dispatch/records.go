@@ -84,7 +84,7 @@ func (t *task) emitDelivery(tx *stream.Tx, f *flight, attempts uint32, ended tim
 		Version:           f.rowVersion + 1,
 		CreatedUnixMs:     f.created,
 	}
-	if f.verdict.status == statusDead {
+	if f.verdict.status == schemas.DeliveryDead {
 		dead := &webhooksv1.DeadDelivery{Delivery: row, ErrorClass: f.result.Class.String()}
 		if err := t.emit(tx, schemas.DeliveriesDead, f, dead); err != nil {
 			return err
