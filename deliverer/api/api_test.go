@@ -102,6 +102,31 @@ func TestDeliveryIsShownInItsNewestVersionWithItsAttempts(t *testing.T) {
 	require.Equal(t, "Sorry", attempts[1].(map[string]any)["responseExcerpt"])
 }
 
+func TestDeliveryAndItsAttemptsAgree(t *testing.T) {
+	w := newWorld(t)
+	delivered, attempted, torn := w.id(id.Delivery, 1), w.id(id.Delivery, 2), w.id(id.Delivery, 3)
+	w.delivery(row{id: delivered, version: 2, attempts: 1})
+	w.delivery(row{id: attempted, version: 1, status: "waiting"})
+	w.attempt(attempted, 1, 200, "", "")
+	w.delivery(row{id: torn, version: 2, attempts: 2})
+	w.attempt(torn, 1, 200, "", "")
+	late := make(chan struct{})
+	go func() {
+		defer close(late)
+		time.Sleep(3 * rowsAgain)
+		w.attempt(delivered, 1, 200, "", "")
+		w.delivery(row{id: attempted, version: 2, attempts: 1})
+	}()
+	for _, dlv := range []string{delivered, attempted} {
+		got := w.get(t, 200, "/v1/orgs/org_1/deliveries/"+dlv)
+		require.Equal(t, "delivered", got["status"])
+		require.Len(t, got["attempts"], 1)
+	}
+	<-late
+	got := w.get(t, 200, "/v1/orgs/org_1/deliveries/"+torn)
+	require.Len(t, got["attempts"], 1, "what does not come is not waited for without end")
+}
+
 func TestDeliveryFilters(t *testing.T) {
 	w := newWorld(t)
 	other := w.id(id.Endpoint, 2)

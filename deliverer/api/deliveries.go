@@ -90,8 +90,31 @@ func (a *API) getDelivery(ctx context.Context, req *fasthttp.RequestCtx) (any, e
 	if err != nil {
 		return nil, err
 	}
+	for deadline := time.Now().Add(rowsApart); ; {
+		found, err := a.delivery(ctx, httpapi.Org(req), deliveryID)
+		if err != nil || len(found.Attempts) == int(found.AttemptCount) || time.Now().After(deadline) {
+			return found, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(rowsAgain):
+		}
+	}
+}
+
+// A delivery and its attempts are rows of two topics, inserted by sinks that flush when they please: either may be there
+// before the other. Who has just read "delivered" wants to see the attempt that did it, so one delivery is read again
+// until the two agree. They have to within the 3 s in which an attempt must be visible; after that the answer is what there is.
+const (
+	rowsApart = 3 * time.Second
+	rowsAgain = 100 * time.Millisecond
+)
+
+// delivery reads one delivery with its attempts, which may be a flush ahead of it or behind.
+func (a *API) delivery(ctx context.Context, org, deliveryID string) (*deliveryWithAttempts, error) {
 	var w where
-	w.add("organization_id = ?", httpapi.Org(req))
+	w.add("organization_id = ?", org)
 	w.add("delivery_id = ?", deliveryID)
 	w.add("status != ?", unmatched)
 	found, err := a.deliveries(ctx, w, " LIMIT 1")
@@ -101,11 +124,11 @@ func (a *API) getDelivery(ctx context.Context, req *fasthttp.RequestCtx) (any, e
 	if len(found) == 0 {
 		return nil, httpapi.NotFound()
 	}
-	attempts, err := a.attempts(ctx, httpapi.Org(req), deliveryID)
+	attempts, err := a.attempts(ctx, org, deliveryID)
 	if err != nil {
 		return nil, err
 	}
-	return deliveryWithAttempts{found[0], attempts}, nil
+	return &deliveryWithAttempts{found[0], attempts}, nil
 }
 
 // deliveries reads the newest version of each delivery that meets the conditions.
