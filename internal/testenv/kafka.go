@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -19,6 +20,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/betterdata/webhooks/internal/kafka"
 	"github.com/betterdata/webhooks/schemas"
@@ -54,10 +56,10 @@ func FakeKafka(t testing.TB) kafka.Config {
 	)
 	require.NoError(t, err)
 	t.Cleanup(cluster.Close)
-	return topics(t, cluster.ListenAddrs()[0], Partitions)
+	return topics(t, kafka.Config{Brokers: cluster.ListenAddrs(), Partitions: Partitions, ReplicationFactor: 1})
 }
 
-// KafkaServer is an Apache Kafka of one broker, on ports and data of its own.
+// KafkaServer is one broker of an Apache Kafka, on ports and data of its own.
 type KafkaServer struct {
 	*Server
 	// Addr is the broker's address, the same after a restart.
@@ -67,66 +69,131 @@ type KafkaServer struct {
 // NewKafka starts a broker for this test alone, to be broken.
 func NewKafka(t testing.TB) *KafkaServer {
 	t.Helper()
-	k, err := startKafka(t.Context())
-	require.NoError(t, err)
-	t.Cleanup(k.close)
-	return k
+	return NewKafkaCluster(t, 1).Brokers[0]
 }
 
 // Topics makes a fresh set of topics on the broker.
 func (k *KafkaServer) Topics(t testing.TB, partitions int32) kafka.Config {
 	t.Helper()
-	return topics(t, k.Addr, partitions)
+	return (&KafkaCluster{[]*KafkaServer{k}}).Topics(t, partitions)
 }
 
-var sharedKafka = sync.OnceValues(func() (*KafkaServer, error) { return startKafka(context.Background()) })
+// KafkaCluster is an Apache Kafka of some brokers. Each of them is a controller too.
+type KafkaCluster struct{ Brokers []*KafkaServer }
 
-// startKafka tries again on other ports when one was taken between its choice and the start.
-func startKafka(ctx context.Context) (k *KafkaServer, err error) {
+// NewKafkaCluster starts a cluster for this test alone, to be broken.
+func NewKafkaCluster(t testing.TB, brokers int) *KafkaCluster {
+	t.Helper()
+	k, err := StartKafka(t.Context(), brokers, quickJVM...)
+	require.NoError(t, err)
+	t.Cleanup(k.Close)
+	return k
+}
+
+// Addrs are the brokers' addresses.
+func (k *KafkaCluster) Addrs() (addrs []string) {
+	for _, b := range k.Brokers {
+		addrs = append(addrs, b.Addr)
+	}
+	return addrs
+}
+
+// Topics makes a fresh set of topics, replicated to every broker.
+func (k *KafkaCluster) Topics(t testing.TB, partitions int32) kafka.Config {
+	t.Helper()
+	return topics(t, kafka.Config{Brokers: k.Addrs(), Partitions: partitions, ReplicationFactor: int16(len(k.Brokers))})
+}
+
+// Close kills the brokers and removes their data.
+func (k *KafkaCluster) Close() {
+	for _, b := range k.Brokers {
+		b.close()
+	}
+}
+
+// quickJVM starts fast and stays small: what a test needs of a broker is correctness.
+var quickJVM = []string{"-Xmx512m", "-XX:TieredStopAtLevel=1"}
+
+var sharedKafka = sync.OnceValues(func() (*KafkaCluster, error) { return StartKafka(context.Background(), 1, quickJVM...) })
+
+// StartKafka starts a cluster, also for programs that are no tests. jvm are Java's own flags. It tries again on other
+// ports when one was taken between its choice and the start.
+func StartKafka(ctx context.Context, brokers int, jvm ...string) (k *KafkaCluster, err error) {
 	for range 3 {
-		if k, err = tryKafka(ctx); err == nil {
+		if k, err = tryKafka(ctx, brokers, jvm); err == nil {
 			return k, nil
 		}
 	}
 	return nil, fmt.Errorf("start Apache Kafka: %w", err)
 }
 
-func tryKafka(ctx context.Context) (*KafkaServer, error) {
+func tryKafka(ctx context.Context, brokers int, jvm []string) (*KafkaCluster, error) {
+	nodes := make([]node, brokers)
+	for i := range nodes {
+		var err error
+		if nodes[i], err = newNode(i + 1); err != nil {
+			return nil, err
+		}
+	}
+	k := &KafkaCluster{make([]*KafkaServer, brokers)}
+	var starting errgroup.Group
+	for i, n := range nodes {
+		starting.Go(func() (err error) {
+			k.Brokers[i], err = n.start(ctx, nodes, jvm)
+			return err
+		})
+	}
+	if err := starting.Wait(); err != nil {
+		k.Brokers = slices.DeleteFunc(k.Brokers, func(b *KafkaServer) bool { return b == nil })
+		k.Close()
+		return nil, err
+	}
+	return k, nil
+}
+
+// node is a broker to be: its id, folder and addresses.
+type node struct {
+	id                       int
+	folder, addr, controller string
+}
+
+func newNode(id int) (n node, err error) {
+	n.id = id
+	if n.folder, err = newFolder("kafka-"); err != nil {
+		return n, err
+	}
+	if n.addr, err = freeAddr(); err != nil {
+		return n, err
+	}
+	n.controller, err = freeAddr()
+	return n, err
+}
+
+// start formats the node's storage and starts it as one of all.
+func (n node) start(ctx context.Context, all []node, jvm []string) (*KafkaServer, error) {
 	java, err := kafkaJars()
 	if err != nil {
 		return nil, err
 	}
-	folder, err := newFolder("kafka-")
-	if err != nil {
-		return nil, err
-	}
-	addr, err := freeAddr()
-	if err != nil {
-		return nil, err
-	}
-	controller, err := freeAddr()
-	if err != nil {
-		return nil, err
-	}
-	properties := filepath.Join(folder, "server.properties")
-	logging := filepath.Join(folder, "log4j2.properties")
-	if err := os.WriteFile(properties, []byte(kafkaProperties(folder, addr, controller)), 0o600); err != nil {
+	properties := filepath.Join(n.folder, "server.properties")
+	logging := filepath.Join(n.folder, "log4j2.properties")
+	if err := os.WriteFile(properties, []byte(n.properties(all)), 0o600); err != nil {
 		return nil, err
 	}
 	if err := os.WriteFile(logging, []byte(kafkaLogging), 0o600); err != nil {
 		return nil, err
 	}
-	java = append(java[:len(java):len(java)], "-Xmx512m", "-XX:TieredStopAtLevel=1", "-Dlog4j2.configurationFile="+logging)
-	if err := formatStorage(ctx, java, properties); err != nil {
+	command := slices.Concat(java[:1], jvm, []string{"-Dlog4j2.configurationFile=" + logging}, java[1:])
+	if err := formatStorage(ctx, command, properties); err != nil {
 		return nil, err
 	}
-	server, err := startServer(ctx, folder, append(java, "kafka.Kafka", properties), func(ctx context.Context) error {
-		return kafkaReady(ctx, addr)
+	server, err := startServer(ctx, n.folder, append(command, "kafka.Kafka", properties), func(ctx context.Context) error {
+		return kafkaReady(ctx, n.addr, len(all))
 	})
 	if err != nil {
 		return nil, err
 	}
-	return &KafkaServer{server, addr}, nil
+	return &KafkaServer{server, n.addr}, nil
 }
 
 func formatStorage(ctx context.Context, java []string, properties string) error {
@@ -138,28 +205,33 @@ func formatStorage(ctx context.Context, java []string, properties string) error 
 	return nil
 }
 
-func kafkaProperties(folder, addr, controller string) string {
+func (n node) properties(all []node) string {
+	voters := make([]string, len(all))
+	for i, v := range all {
+		voters[i] = fmt.Sprintf("%d@%s", v.id, v.controller)
+	}
+	replicas, inSync := len(all), min(2, len(all))
 	return strings.Join([]string{
 		"process.roles=broker,controller",
-		"node.id=1",
-		"controller.quorum.voters=1@" + controller,
-		"listeners=PLAINTEXT://" + addr + ",CONTROLLER://" + controller,
-		"advertised.listeners=PLAINTEXT://" + addr,
+		fmt.Sprint("node.id=", n.id),
+		"controller.quorum.voters=" + strings.Join(voters, ","),
+		"listeners=PLAINTEXT://" + n.addr + ",CONTROLLER://" + n.controller,
+		"advertised.listeners=PLAINTEXT://" + n.addr,
 		"controller.listener.names=CONTROLLER",
 		"listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
-		"log.dirs=" + filepath.Join(folder, "data"),
+		"log.dirs=" + filepath.Join(n.folder, "data"),
 		"auto.create.topics.enable=false",
 		"group.initial.rebalance.delay.ms=0",
 		// A broker that was killed may register again once its old session is over.
 		"broker.session.timeout.ms=3000",
 		"broker.heartbeat.interval.ms=500",
-		"offsets.topic.replication.factor=1",
+		fmt.Sprint("offsets.topic.replication.factor=", replicas),
 		"offsets.topic.num.partitions=4",
-		"transaction.state.log.replication.factor=1",
-		"transaction.state.log.min.isr=1",
+		fmt.Sprint("transaction.state.log.replication.factor=", replicas),
+		fmt.Sprint("transaction.state.log.min.isr=", inSync),
 		"transaction.state.log.num.partitions=4",
-		"share.coordinator.state.topic.replication.factor=1",
-		"share.coordinator.state.topic.min.isr=1",
+		fmt.Sprint("share.coordinator.state.topic.replication.factor=", replicas),
+		fmt.Sprint("share.coordinator.state.topic.min.isr=", inSync),
 		"share.coordinator.state.topic.num.partitions=1",
 		"",
 	}, "\n")
@@ -174,8 +246,8 @@ rootLogger.level=warn
 rootLogger.appenderRef.out.ref=out
 `
 
-// kafkaReady returns when the broker answers and can place a topic on itself.
-func kafkaReady(ctx context.Context, addr string) error {
+// kafkaReady returns when the broker answers and knows of as many brokers as a topic is to be placed on.
+func kafkaReady(ctx context.Context, addr string, brokers int) error {
 	// A plain dial first: a client would wait longer and longer between its tries.
 	for {
 		conn, err := new(net.Dialer).DialContext(ctx, "tcp", addr)
@@ -195,8 +267,8 @@ func kafkaReady(ctx context.Context, addr string) error {
 	}
 	defer client.Close()
 	for {
-		brokers, err := kmsg.NewPtrMetadataRequest().RequestWith(ctx, client)
-		if err == nil && len(brokers.Brokers) > 0 {
+		known, err := kmsg.NewPtrMetadataRequest().RequestWith(ctx, client)
+		if err == nil && len(known.Brokers) >= brokers {
 			return nil
 		}
 		select {
@@ -208,14 +280,9 @@ func kafkaReady(ctx context.Context, addr string) error {
 }
 
 // topics creates the topics under a new prefix.
-func topics(t testing.TB, addr string, partitions int32) kafka.Config {
+func topics(t testing.TB, cfg kafka.Config) kafka.Config {
 	t.Helper()
-	cfg := kafka.Config{
-		Brokers:           []string{addr},
-		TopicPrefix:       prefix(t),
-		Partitions:        partitions,
-		ReplicationFactor: 1,
-	}
+	cfg.TopicPrefix = prefix(t)
 	require.NoError(t, kafka.EnsureTopics(t.Context(), cfg, slog.New(slog.DiscardHandler)))
 	return cfg
 }

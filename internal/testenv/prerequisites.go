@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strconv"
+	"strings"
 	"sync"
 
 	"github.com/betterdata/webhooks/deploy/local/cache"
@@ -16,14 +17,6 @@ import (
 
 // kafkaVersion is the Apache Kafka that tests run against.
 const kafkaVersion = "4.2.0"
-
-const kafkaPOM = `<project xmlns="http://maven.apache.org/POM/4.0.0"><modelVersion>4.0.0</modelVersion>
-<groupId>webhooks</groupId><artifactId>kafka</artifactId><version>1</version>
-<dependencies>
-<dependency><groupId>org.apache.kafka</groupId><artifactId>kafka_2.13</artifactId><version>` + kafkaVersion + `</version></dependency>
-<dependency><groupId>org.apache.logging.log4j</groupId><artifactId>log4j-core</artifactId><version>2.25.3</version></dependency>
-</dependencies></project>
-`
 
 // tools are what tests need beside Go, and the Debian package that has each.
 var tools = map[string]struct{ debian, otherwise string }{
@@ -89,29 +82,37 @@ func aptInstall(ctx context.Context, pkg string) error {
 
 // kafkaJars is the class path of Apache Kafka and the java to run it.
 var kafkaJars = sync.OnceValues(func() (command []string, err error) {
-	ctx := context.Background()
+	return Java(context.Background(), "kafka-"+kafkaVersion,
+		"org.apache.kafka:kafka_2.13:"+kafkaVersion, "org.apache.logging.log4j:log4j-core:2.25.3")
+})
+
+// Java is the command that runs Java with some Maven artifacts (group:artifact:version) and what they depend on. They are
+// fetched once and kept in the user's cache under that name.
+func Java(ctx context.Context, name string, artifacts ...string) (command []string, err error) {
 	java, err := need(ctx, "java")
 	if err != nil {
 		return nil, err
 	}
-	folder, err := cache.Folder(ctx, "kafka-"+kafkaVersion, fetchKafka)
+	folder, err := cache.Folder(ctx, name, func(ctx context.Context, folder string) error {
+		return fetchJars(ctx, folder, artifacts)
+	})
 	if err != nil {
-		return nil, fmt.Errorf("fetch Apache Kafka: %w", err)
+		return nil, fmt.Errorf("fetch %s from Maven: %w", name, err)
 	}
 	return []string{java, "-cp", filepath.Join(folder, "*")}, nil
-})
+}
 
-func fetchKafka(ctx context.Context, folder string) error {
+func fetchJars(ctx context.Context, folder string, artifacts []string) error {
 	mvn, err := need(ctx, "mvn")
 	if err != nil {
 		return err
 	}
-	work, err := os.MkdirTemp("", "webhooks-test-kafka-pom-")
+	work, err := os.MkdirTemp("", "webhooks-test-pom-")
 	if err != nil {
 		return err
 	}
 	defer os.RemoveAll(work)
-	if err := os.WriteFile(filepath.Join(work, "pom.xml"), []byte(kafkaPOM), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(work, "pom.xml"), pom(artifacts), 0o600); err != nil {
 		return err
 	}
 	cmd := exec.CommandContext(ctx, mvn, "-q", "-B", "dependency:copy-dependencies", "-DoutputDirectory="+folder)
@@ -120,4 +121,16 @@ func fetchKafka(ctx context.Context, folder string) error {
 		return fmt.Errorf("mvn dependency:copy-dependencies: %w\n%s", err, out[max(0, len(out)-2000):])
 	}
 	return nil
+}
+
+// pom is a project that is nothing but its dependencies.
+func pom(artifacts []string) []byte {
+	text := []byte(`<project xmlns="http://maven.apache.org/POM/4.0.0"><modelVersion>4.0.0</modelVersion>` +
+		"<groupId>webhooks</groupId><artifactId>jars</artifactId><version>1</version><dependencies>")
+	for _, artifact := range artifacts {
+		parts := strings.SplitN(artifact, ":", 3)
+		text = fmt.Appendf(text, "<dependency><groupId>%s</groupId><artifactId>%s</artifactId><version>%s</version></dependency>",
+			parts[0], parts[1], parts[2])
+	}
+	return append(text, "</dependencies></project>"...)
 }

@@ -98,3 +98,16 @@ func TestStripeSignsAsStripeDoes(t *testing.T) {
 	_, err := webhook.ConstructEventWithOptions(payload, header, secret, webhook.ConstructEventOptions{IgnoreAPIVersionMismatch: true})
 	require.NoError(t, err)
 }
+
+func TestAClusterGoesOnWithoutOneBroker(t *testing.T) {
+	k := testenv.NewKafkaCluster(t, 3)
+	topic := k.Topics(t, 1).Topic(schemas.Inbound)
+	client, err := kgo.NewClient(kgo.SeedBrokers(k.Addrs()...), kgo.ConsumeTopics(topic), kgo.RequiredAcks(kgo.AllISRAcks()))
+	require.NoError(t, err)
+	defer client.Close()
+	require.NoError(t, k.Brokers[0].Kill())
+	require.NoError(t, client.ProduceSync(t.Context(), &kgo.Record{Topic: topic, Value: []byte("kept")}).FirstErr())
+	fetches := client.PollRecords(t.Context(), 1)
+	require.NoError(t, fetches.Err())
+	require.Equal(t, "kept", string(fetches.Records()[0].Value))
+}
