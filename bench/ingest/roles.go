@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/betterdata/webhooks/bench/measure"
 	"github.com/betterdata/webhooks/ingest"
 	"github.com/betterdata/webhooks/ingest/stripe"
 	"github.com/betterdata/webhooks/internal/httpapi"
@@ -35,6 +36,11 @@ const (
 	prepared = 64
 )
 
+// serve is the side of a child that is asked nothing.
+func serve(hello any) error {
+	return measure.Obey(hello, func(line string) (any, error) { return nil, fmt.Errorf("unknown line %q", line) })
+}
+
 func runBroker(options) error {
 	cluster, err := kfake.NewCluster(kfake.NumBrokers(1),
 		kfake.BrokerConfigs(map[string]string{"message.max.bytes": fmt.Sprint(schemas.MaxRecordBytes)}))
@@ -42,7 +48,7 @@ func runBroker(options) error {
 		return err
 	}
 	defer cluster.Close()
-	return obey(cluster.ListenAddrs()[0], nil)
+	return serve(cluster.ListenAddrs()[0])
 }
 
 // runBare serves 200 and does nothing, with the edge's own server.
@@ -53,7 +59,7 @@ func runBare(options) error {
 	}
 	server := ingest.NewServer(func(ctx *fasthttp.RequestCtx) { ctx.SetStatusCode(fasthttp.StatusOK) }, slog.New(slog.DiscardHandler))
 	go func() { _ = server.Serve(listener) }()
-	return obey(listener.Addr(), nil)
+	return serve(listener.Addr())
 }
 
 func runEdge(o options) error {
@@ -90,7 +96,7 @@ func runEdge(o options) error {
 	for edge.Check(ctx) != nil {
 		time.Sleep(10 * time.Millisecond)
 	}
-	err = obey(listening, nil)
+	err = serve(listening)
 	cancel()
 	return errors.Join(err, <-done)
 }
@@ -132,7 +138,7 @@ func runLoad(o options) error {
 		}
 	}
 	client := &fasthttp.HostClient{Addr: o.target, MaxConns: o.connections}
-	return obey("ready", func() (int64, error) {
+	return measure.Obey("ready", func(string) (any, error) {
 		var answered atomic.Int64
 		var running errgroup.Group
 		until := time.Now().Add(time.Duration(o.seconds * float64(time.Second)))
