@@ -54,10 +54,13 @@ func Types() []string {
 // Handles reports whether an event type changes billing.
 func Handles(eventType string) bool { return slices.Contains(Types(), eventType) }
 
-// State is what is kept of an organization; both parts are nil before its first event. Apply and Expire consume the
-// State they are given: they change its messages and return them.
+// State is what is kept of an organization. Apply and Expire consume the State they are given: they change its messages
+// and return them.
 type State struct {
-	Record   *webhooksv1.BillingRecord
+	// Record is nil before the first event.
+	Record *webhooksv1.BillingRecord
+	// Snapshot is the newest where it was made by the same caller, else nil: it is written, never asked, for what must be
+	// known of it stands in the record.
 	Snapshot *webhooksv1.TenantCapabilitySnapshot
 }
 
@@ -120,7 +123,7 @@ func (r *Result) applySubscription(e *Event, p *plans.Plans) {
 	now := max(e.AcceptedUnixMS, record.EvaluatedUnixMs)
 	r.expire(now, p)
 	record.EvaluatedUnixMs = now
-	planBefore := planOf(r.State.Snapshot, p)
+	planBefore := planOf(record, p)
 	r.UnmappedPrices = len(unmapped(nil, e.Subscription.Items, p))
 	r.Stale = !r.merge(e, now, p)
 	if !r.Stale {
@@ -134,7 +137,7 @@ func (r *Result) applySubscription(e *Event, p *plans.Plans) {
 			AcceptedUnixMS: e.AcceptedUnixMS,
 		})
 	}
-	r.Audit = auditRow(e, r.State.Snapshot, planBefore, p)
+	r.Audit = auditRow(e, record, planBefore, p)
 	r.Audit.SubscriptionId = e.Subscription.Id
 }
 
@@ -154,7 +157,7 @@ func (r *Result) merge(e *Event, now int64, p *plans.Plans) bool {
 		return false
 	}
 	content := evaluate(r.State.Record, p)
-	if !newest && sameContent(r.State.Snapshot, content) {
+	if !newest && r.holds(content) {
 		return false
 	}
 	r.take(content, now, &webhooksv1.Cause{Source: schemas.SourceStripe, EventId: e.ID, Type: e.Type})
@@ -176,27 +179,33 @@ func (r *Result) expire(now int64, p *plans.Plans) {
 // reevaluate computes the snapshot anew for a reason that is no event of a subscription, and tells of it when that
 // changes it.
 func (r *Result) reevaluate(cause *webhooksv1.Cause, occurred, now int64, p *plans.Plans) {
-	content, before := evaluate(r.State.Record, p), r.State.Snapshot
-	if before == nil {
-		before = None(content.OrganizationId, p)
-	}
-	if sameContent(before, content) {
+	before := planOf(r.State.Record, p)
+	content := evaluate(r.State.Record, p)
+	if r.holds(content) || r.State.Record.SnapshotVersion == 0 && contentOf(content) == contentOf(None(content.OrganizationId, p)) {
 		return
 	}
 	r.take(content, now, cause)
 	r.Updates = append(r.Updates, Update{
 		Change:         changes[SubscriptionUpdated],
 		Snapshot:       r.State.Snapshot,
-		PreviousPlan:   before.Plan,
+		PreviousPlan:   before,
 		CauseEventID:   cause.EventId,
 		OccurredUnixMS: occurred,
 		AcceptedUnixMS: now,
 	})
 }
 
+// holds reports that the snapshot in force says what content does.
+func (r *Result) holds(content *webhooksv1.TenantCapabilitySnapshot) bool {
+	return r.State.Record.SnapshotVersion > 0 && r.State.Record.SnapshotContent == contentOf(content)
+}
+
 // take makes content the organization's next snapshot.
 func (r *Result) take(content *webhooksv1.TenantCapabilitySnapshot, now int64, cause *webhooksv1.Cause) {
-	content.Version = r.State.Snapshot.GetVersion() + 1
+	record := r.State.Record
+	record.SnapshotVersion++
+	record.SnapshotContent = contentOf(content)
+	content.Version = record.SnapshotVersion
 	content.ComputedUnixMs = now
 	content.Cause = cause
 	r.State.Snapshot = content
@@ -235,7 +244,7 @@ func (r *Result) applyInvoice(e *Event, p *plans.Plans) {
 			}
 		}
 	}
-	r.Audit = auditRow(e, r.State.Snapshot, planOf(r.State.Snapshot, p), p)
+	r.Audit = auditRow(e, record, planOf(record, p), p)
 	r.Audit.InvoiceId, r.Audit.SubscriptionId = in.ID, in.SubscriptionID
 	r.Audit.Amount, r.Audit.Currency = in.Amount, in.Currency
 }
@@ -261,7 +270,7 @@ func see(record *webhooksv1.BillingRecord, customerID string, createdUnixMS int6
 }
 
 // auditRow is the event's entry, but for the time it is recorded, which only the caller has.
-func auditRow(e *Event, after *webhooksv1.TenantCapabilitySnapshot, planBefore string, p *plans.Plans) *webhooksv1.BillingAuditRow {
+func auditRow(e *Event, after *webhooksv1.BillingRecord, planBefore string, p *plans.Plans) *webhooksv1.BillingAuditRow {
 	return &webhooksv1.BillingAuditRow{
 		EntryId:         id.Derive(id.Audit, e.Organization, e.EventID),
 		OrganizationId:  e.Organization,
@@ -270,16 +279,16 @@ func auditRow(e *Event, after *webhooksv1.TenantCapabilitySnapshot, planBefore s
 		CustomerId:      e.CustomerID,
 		PlanBefore:      planBefore,
 		PlanAfter:       planOf(after, p),
-		SnapshotVersion: after.GetVersion(),
+		SnapshotVersion: after.SnapshotVersion,
 		Livemode:        e.Livemode,
 		OccurredUnixMs:  e.CreatedUnixMS,
 	}
 }
 
-// planOf is the plan of a snapshot; an organization without one has the default plan.
-func planOf(s *webhooksv1.TenantCapabilitySnapshot, p *plans.Plans) string {
-	if s == nil {
+// planOf is the plan in force; an organization without a snapshot has the default plan.
+func planOf(record *webhooksv1.BillingRecord, p *plans.Plans) string {
+	if record.GetSnapshotVersion() == 0 {
 		return p.Default.Name
 	}
-	return s.Plan
+	return record.Plan
 }

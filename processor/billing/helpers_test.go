@@ -112,15 +112,6 @@ func copyOf(s State) (c State) {
 	return c
 }
 
-func granted(s *webhooksv1.TenantCapabilitySnapshot) (keys []string) {
-	for _, key := range parsedPlans(nil).Capabilities {
-		if s.Capabilities[key] {
-			keys = append(keys, key)
-		}
-	}
-	return keys
-}
-
 func asJSON(t *testing.T, v any) string {
 	text, err := json.Marshal(v)
 	require.NoError(t, err)

@@ -216,7 +216,7 @@ func TestSeveralSubscriptions(t *testing.T) {
 	s, _ := apply(t, parsedPlans(t), starter, pro)
 	require.Equal(t, "PRO", s.Snapshot.Plan, "best plan is the highest tier")
 	require.Equal(t, uint32(2), s.Snapshot.Tier)
-	require.Equal(t, []string{"FORECASTING", "REPLENISHMENT"}, granted(s.Snapshot), "capabilities are the union")
+	require.Equal(t, []string{"FORECASTING", "REPLENISHMENT"}, s.Snapshot.Granted, "capabilities are the union")
 	require.Equal(t, map[string]int64{"locations": 10}, s.Snapshot.Limits, "limits are the best plan's")
 	require.Equal(t, []string{"sub_a", "sub_b"}, s.Snapshot.SubscriptionIds)
 	require.Equal(t, 1000*(period2+30*day), s.Snapshot.PeriodEndUnixMs)

@@ -1,9 +1,10 @@
 package billing
 
 import (
+	"hash/fnv"
+	"maps"
 	"slices"
-
-	"google.golang.org/protobuf/proto"
+	"strconv"
 
 	"github.com/betterdata/webhooks/processor/plans"
 	webhooksv1 "github.com/betterdata/webhooks/schemas/webhooks/v1"
@@ -106,7 +107,7 @@ func evaluate(record *webhooksv1.BillingRecord, p *plans.Plans) *webhooksv1.Tena
 	}
 	plan := best(held)
 	snapshot.Plan, snapshot.Tier, snapshot.Limits = plan.Name, plan.Tier, plan.Limits
-	snapshot.Capabilities = union(held, p)
+	grant(snapshot, held, p)
 	snapshot.SubscriptionIds = ids
 	slices.Sort(unknown)
 	snapshot.UnmappedPrices = slices.Compact(unknown)
@@ -119,22 +120,38 @@ func evaluate(record *webhooksv1.BillingRecord, p *plans.Plans) *webhooksv1.Tena
 	return snapshot
 }
 
-// union has every known capability; true for those that one of the plans grants.
-func union(held []*plans.Plan, p *plans.Plans) map[string]bool {
-	granted := make(map[string]bool, len(p.Capabilities))
+// grant sorts every known capability into those that one of the plans grants, and the others.
+func grant(snapshot *webhooksv1.TenantCapabilitySnapshot, held []*plans.Plan, p *plans.Plans) {
 	for _, key := range p.Capabilities {
-		granted[key] = slices.ContainsFunc(held, func(plan *plans.Plan) bool { return plan.Has(key) })
+		if slices.ContainsFunc(held, func(plan *plans.Plan) bool { return plan.Has(key) }) {
+			snapshot.Granted = append(snapshot.Granted, key)
+		} else {
+			snapshot.Withheld = append(snapshot.Withheld, key)
+		}
 	}
-	return granted
 }
 
-// sameContent reports whether a snapshot already says what content does, whatever its version, time and cause.
-func sameContent(have, content *webhooksv1.TenantCapabilitySnapshot) bool {
-	if have == nil {
-		return false
+// contentOf is a hash of all that a snapshot says but its version, time and cause. Equal contents have equal hashes,
+// whichever process computed them.
+func contentOf(s *webhooksv1.TenantCapabilitySnapshot) uint64 {
+	h := fnv.New64a()
+	text := func(parts ...string) {
+		for _, part := range parts {
+			h.Write([]byte(part))
+			h.Write([]byte{0})
+		}
+		h.Write([]byte{1})
 	}
-	content.Version, content.ComputedUnixMs, content.Cause = have.Version, have.ComputedUnixMs, have.Cause
-	return proto.Equal(have, content)
+	text(s.OrganizationId, s.Plan, s.PlanVersion, s.Status)
+	text(s.Granted...)
+	text(s.Withheld...)
+	text(s.SubscriptionIds...)
+	text(s.UnmappedPrices...)
+	for _, name := range slices.Sorted(maps.Keys(s.Limits)) {
+		text(name, strconv.FormatInt(s.Limits[name], 10))
+	}
+	text(strconv.FormatUint(uint64(s.Tier), 10), strconv.FormatInt(s.GraceUntilUnixMs, 10), strconv.FormatInt(s.PeriodEndUnixMs, 10))
+	return h.Sum64()
 }
 
 // None is the snapshot of an organization of which nothing is known: the default plan, version 0.

@@ -41,7 +41,7 @@ func ViewSnapshot(s *webhooksv1.TenantCapabilitySnapshot) SnapshotView {
 		PlanVersion:     s.PlanVersion,
 		Tier:            s.Tier,
 		Status:          s.Status,
-		Capabilities:    s.Capabilities,
+		Capabilities:    make(map[string]bool, len(s.Granted)+len(s.Withheld)),
 		Limits:          s.Limits,
 		GraceUntil:      timeOf(s.GraceUntilUnixMs),
 		PeriodEnd:       timeOf(s.PeriodEndUnixMs),
@@ -49,8 +49,11 @@ func ViewSnapshot(s *webhooksv1.TenantCapabilitySnapshot) SnapshotView {
 		UnmappedPrices:  list(s.UnmappedPrices),
 		ComputedAt:      timeOf(s.ComputedUnixMs),
 	}
-	if v.Capabilities == nil {
-		v.Capabilities = map[string]bool{}
+	for _, key := range s.Granted {
+		v.Capabilities[key] = true
+	}
+	for _, key := range s.Withheld {
+		v.Capabilities[key] = false
 	}
 	if v.Limits == nil {
 		v.Limits = map[string]int64{}

@@ -71,25 +71,15 @@ func (t *task) timer(tx *stream.Tx, entry timer, now int64) error {
 	return nil
 }
 
-// stateOf reads an organization's state; its parts are nil where there is none.
+// stateOf reads an organization's state.
 func stateOf(tx *stream.Tx, organization string) (s billing.State, err error) {
 	value, ok, err := tx.Get(schemas.Billing, []byte(organization))
-	if err != nil {
-		return s, err
-	}
-	if ok {
-		s.Record = &webhooksv1.BillingRecord{}
-		if err := proto.Unmarshal(value, s.Record); err != nil {
-			return s, fmt.Errorf("billing record of %s: %w", organization, err)
-		}
-	}
-	value, ok, err = tx.Get(schemas.Entitlements, []byte(organization))
 	if err != nil || !ok {
 		return s, err
 	}
-	s.Snapshot = &webhooksv1.TenantCapabilitySnapshot{}
-	if err := proto.Unmarshal(value, s.Snapshot); err != nil {
-		return s, fmt.Errorf("snapshot of %s: %w", organization, err)
+	s.Record = &webhooksv1.BillingRecord{}
+	if err := proto.Unmarshal(value, s.Record); err != nil {
+		return s, fmt.Errorf("billing record of %s: %w", organization, err)
 	}
 	return s, nil
 }

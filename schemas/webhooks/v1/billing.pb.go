@@ -42,9 +42,13 @@ type BillingRecord struct {
 	// The time up to which timers were applied; never goes back.
 	EvaluatedUnixMs int64 `protobuf:"varint,10,opt,name=evaluated_unix_ms,json=evaluatedUnixMs,proto3" json:"evaluated_unix_ms,omitempty"`
 	// When the next timer is due (the first grace that ends); 0 = none.
-	DueUnixMs     int64 `protobuf:"varint,11,opt,name=due_unix_ms,json=dueUnixMs,proto3" json:"due_unix_ms,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	DueUnixMs int64 `protobuf:"varint,11,opt,name=due_unix_ms,json=dueUnixMs,proto3" json:"due_unix_ms,omitempty"`
+	// The snapshot in force: its version, 0 = none, and a hash of all it says but version, time and cause. What an event
+	// changes is known from these; the snapshot itself, which is as large as the rest, need not be read for it.
+	SnapshotVersion uint64 `protobuf:"varint,12,opt,name=snapshot_version,json=snapshotVersion,proto3" json:"snapshot_version,omitempty"`
+	SnapshotContent uint64 `protobuf:"fixed64,13,opt,name=snapshot_content,json=snapshotContent,proto3" json:"snapshot_content,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *BillingRecord) Reset() {
@@ -150,6 +154,20 @@ func (x *BillingRecord) GetEvaluatedUnixMs() int64 {
 func (x *BillingRecord) GetDueUnixMs() int64 {
 	if x != nil {
 		return x.DueUnixMs
+	}
+	return 0
+}
+
+func (x *BillingRecord) GetSnapshotVersion() uint64 {
+	if x != nil {
+		return x.SnapshotVersion
+	}
+	return 0
+}
+
+func (x *BillingRecord) GetSnapshotContent() uint64 {
+	if x != nil {
+		return x.SnapshotContent
 	}
 	return 0
 }
@@ -817,7 +835,6 @@ type TenantCapabilitySnapshot struct {
 	Tier           uint32                 `protobuf:"varint,5,opt,name=tier,proto3" json:"tier,omitempty"`
 	// "active", "grace" or "none".
 	Status           string           `protobuf:"bytes,6,opt,name=status,proto3" json:"status,omitempty"`
-	Capabilities     map[string]bool  `protobuf:"bytes,7,rep,name=capabilities,proto3" json:"capabilities,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
 	Limits           map[string]int64 `protobuf:"bytes,8,rep,name=limits,proto3" json:"limits,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
 	GraceUntilUnixMs int64            `protobuf:"varint,9,opt,name=grace_until_unix_ms,json=graceUntilUnixMs,proto3" json:"grace_until_unix_ms,omitempty"`
 	PeriodEndUnixMs  int64            `protobuf:"varint,10,opt,name=period_end_unix_ms,json=periodEndUnixMs,proto3" json:"period_end_unix_ms,omitempty"`
@@ -825,8 +842,11 @@ type TenantCapabilitySnapshot struct {
 	UnmappedPrices   []string         `protobuf:"bytes,12,rep,name=unmapped_prices,json=unmappedPrices,proto3" json:"unmapped_prices,omitempty"`
 	ComputedUnixMs   int64            `protobuf:"varint,13,opt,name=computed_unix_ms,json=computedUnixMs,proto3" json:"computed_unix_ms,omitempty"`
 	Cause            *Cause           `protobuf:"bytes,14,opt,name=cause,proto3" json:"cause,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// Every capability that was known when this was computed is in one of the two, sorted.
+	Granted       []string `protobuf:"bytes,15,rep,name=granted,proto3" json:"granted,omitempty"`
+	Withheld      []string `protobuf:"bytes,16,rep,name=withheld,proto3" json:"withheld,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *TenantCapabilitySnapshot) Reset() {
@@ -901,13 +921,6 @@ func (x *TenantCapabilitySnapshot) GetStatus() string {
 	return ""
 }
 
-func (x *TenantCapabilitySnapshot) GetCapabilities() map[string]bool {
-	if x != nil {
-		return x.Capabilities
-	}
-	return nil
-}
-
 func (x *TenantCapabilitySnapshot) GetLimits() map[string]int64 {
 	if x != nil {
 		return x.Limits
@@ -953,6 +966,20 @@ func (x *TenantCapabilitySnapshot) GetComputedUnixMs() int64 {
 func (x *TenantCapabilitySnapshot) GetCause() *Cause {
 	if x != nil {
 		return x.Cause
+	}
+	return nil
+}
+
+func (x *TenantCapabilitySnapshot) GetGranted() []string {
+	if x != nil {
+		return x.Granted
+	}
+	return nil
+}
+
+func (x *TenantCapabilitySnapshot) GetWithheld() []string {
+	if x != nil {
+		return x.Withheld
 	}
 	return nil
 }
@@ -1022,7 +1049,7 @@ var File_webhooks_v1_billing_proto protoreflect.FileDescriptor
 
 const file_webhooks_v1_billing_proto_rawDesc = "" +
 	"\n" +
-	"\x19webhooks/v1/billing.proto\x12\vwebhooks.v1\"\x89\x04\n" +
+	"\x19webhooks/v1/billing.proto\x12\vwebhooks.v1\"\xdf\x04\n" +
 	"\rBillingRecord\x12'\n" +
 	"\x0forganization_id\x18\x01 \x01(\tR\x0eorganizationId\x12?\n" +
 	"\rsubscriptions\x18\x02 \x03(\v2\x19.webhooks.v1.SubscriptionR\rsubscriptions\x12<\n" +
@@ -1035,7 +1062,9 @@ const file_webhooks_v1_billing_proto_rawDesc = "" +
 	"\x04plan\x18\t \x01(\tR\x04plan\x12*\n" +
 	"\x11evaluated_unix_ms\x18\n" +
 	" \x01(\x03R\x0fevaluatedUnixMs\x12\x1e\n" +
-	"\vdue_unix_ms\x18\v \x01(\x03R\tdueUnixMsB\x0f\n" +
+	"\vdue_unix_ms\x18\v \x01(\x03R\tdueUnixMs\x12)\n" +
+	"\x10snapshot_version\x18\f \x01(\x04R\x0fsnapshotVersion\x12)\n" +
+	"\x10snapshot_content\x18\r \x01(\x06R\x0fsnapshotContentB\x0f\n" +
 	"\r_last_paymentB\x0f\n" +
 	"\r_last_failure\"q\n" +
 	"\fMovedAccount\x12'\n" +
@@ -1100,15 +1129,14 @@ const file_webhooks_v1_billing_proto_rawDesc = "" +
 	"\rattempt_count\x18\x05 \x01(\rR\fattemptCount\x12/\n" +
 	"\x14next_attempt_unix_ms\x18\x06 \x01(\x03R\x11nextAttemptUnixMs\x12\x19\n" +
 	"\bevent_id\x18\a \x01(\tR\aeventIdB\t\n" +
-	"\a_amount\"\xe8\x05\n" +
+	"\a_amount\"\x86\x05\n" +
 	"\x18TenantCapabilitySnapshot\x12'\n" +
 	"\x0forganization_id\x18\x01 \x01(\tR\x0eorganizationId\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\x04R\aversion\x12\x12\n" +
 	"\x04plan\x18\x03 \x01(\tR\x04plan\x12!\n" +
 	"\fplan_version\x18\x04 \x01(\tR\vplanVersion\x12\x12\n" +
 	"\x04tier\x18\x05 \x01(\rR\x04tier\x12\x16\n" +
-	"\x06status\x18\x06 \x01(\tR\x06status\x12[\n" +
-	"\fcapabilities\x18\a \x03(\v27.webhooks.v1.TenantCapabilitySnapshot.CapabilitiesEntryR\fcapabilities\x12I\n" +
+	"\x06status\x18\x06 \x01(\tR\x06status\x12I\n" +
 	"\x06limits\x18\b \x03(\v21.webhooks.v1.TenantCapabilitySnapshot.LimitsEntryR\x06limits\x12-\n" +
 	"\x13grace_until_unix_ms\x18\t \x01(\x03R\x10graceUntilUnixMs\x12+\n" +
 	"\x12period_end_unix_ms\x18\n" +
@@ -1116,13 +1144,12 @@ const file_webhooks_v1_billing_proto_rawDesc = "" +
 	"\x10subscription_ids\x18\v \x03(\tR\x0fsubscriptionIds\x12'\n" +
 	"\x0funmapped_prices\x18\f \x03(\tR\x0eunmappedPrices\x12(\n" +
 	"\x10computed_unix_ms\x18\r \x01(\x03R\x0ecomputedUnixMs\x12(\n" +
-	"\x05cause\x18\x0e \x01(\v2\x12.webhooks.v1.CauseR\x05cause\x1a?\n" +
-	"\x11CapabilitiesEntry\x12\x10\n" +
-	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\bR\x05value:\x028\x01\x1a9\n" +
+	"\x05cause\x18\x0e \x01(\v2\x12.webhooks.v1.CauseR\x05cause\x12\x18\n" +
+	"\agranted\x18\x0f \x03(\tR\agranted\x12\x1a\n" +
+	"\bwithheld\x18\x10 \x03(\tR\bwithheld\x1a9\n" +
 	"\vLimitsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\"N\n" +
+	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01J\x04\b\a\x10\b\"N\n" +
 	"\x05Cause\x12\x16\n" +
 	"\x06source\x18\x01 \x01(\tR\x06source\x12\x19\n" +
 	"\bevent_id\x18\x02 \x01(\tR\aeventId\x12\x12\n" +
@@ -1140,7 +1167,7 @@ func file_webhooks_v1_billing_proto_rawDescGZIP() []byte {
 	return file_webhooks_v1_billing_proto_rawDescData
 }
 
-var file_webhooks_v1_billing_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
+var file_webhooks_v1_billing_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
 var file_webhooks_v1_billing_proto_goTypes = []any{
 	(*BillingRecord)(nil),            // 0: webhooks.v1.BillingRecord
 	(*MovedAccount)(nil),             // 1: webhooks.v1.MovedAccount
@@ -1153,8 +1180,7 @@ var file_webhooks_v1_billing_proto_goTypes = []any{
 	(*PaymentFailure)(nil),           // 8: webhooks.v1.PaymentFailure
 	(*TenantCapabilitySnapshot)(nil), // 9: webhooks.v1.TenantCapabilitySnapshot
 	(*Cause)(nil),                    // 10: webhooks.v1.Cause
-	nil,                              // 11: webhooks.v1.TenantCapabilitySnapshot.CapabilitiesEntry
-	nil,                              // 12: webhooks.v1.TenantCapabilitySnapshot.LimitsEntry
+	nil,                              // 11: webhooks.v1.TenantCapabilitySnapshot.LimitsEntry
 }
 var file_webhooks_v1_billing_proto_depIdxs = []int32{
 	2,  // 0: webhooks.v1.BillingRecord.subscriptions:type_name -> webhooks.v1.Subscription
@@ -1166,14 +1192,13 @@ var file_webhooks_v1_billing_proto_depIdxs = []int32{
 	4,  // 6: webhooks.v1.Subscription.mapped:type_name -> webhooks.v1.MappedItems
 	3,  // 7: webhooks.v1.MappedItems.position:type_name -> webhooks.v1.SubscriptionPosition
 	6,  // 8: webhooks.v1.MappedItems.items:type_name -> webhooks.v1.SubscriptionItem
-	11, // 9: webhooks.v1.TenantCapabilitySnapshot.capabilities:type_name -> webhooks.v1.TenantCapabilitySnapshot.CapabilitiesEntry
-	12, // 10: webhooks.v1.TenantCapabilitySnapshot.limits:type_name -> webhooks.v1.TenantCapabilitySnapshot.LimitsEntry
-	10, // 11: webhooks.v1.TenantCapabilitySnapshot.cause:type_name -> webhooks.v1.Cause
-	12, // [12:12] is the sub-list for method output_type
-	12, // [12:12] is the sub-list for method input_type
-	12, // [12:12] is the sub-list for extension type_name
-	12, // [12:12] is the sub-list for extension extendee
-	0,  // [0:12] is the sub-list for field type_name
+	11, // 9: webhooks.v1.TenantCapabilitySnapshot.limits:type_name -> webhooks.v1.TenantCapabilitySnapshot.LimitsEntry
+	10, // 10: webhooks.v1.TenantCapabilitySnapshot.cause:type_name -> webhooks.v1.Cause
+	11, // [11:11] is the sub-list for method output_type
+	11, // [11:11] is the sub-list for method input_type
+	11, // [11:11] is the sub-list for extension type_name
+	11, // [11:11] is the sub-list for extension extendee
+	0,  // [0:11] is the sub-list for field type_name
 }
 
 func init() { file_webhooks_v1_billing_proto_init() }
@@ -1192,7 +1217,7 @@ func file_webhooks_v1_billing_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_webhooks_v1_billing_proto_rawDesc), len(file_webhooks_v1_billing_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   13,
+			NumMessages:   12,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
