@@ -89,7 +89,8 @@ func Topics() []Topic {
 		{Name: Endpoints, Compact: true},
 		{Name: Connections, Compact: true},
 		{Name: Routes, Compact: true},
-		{Name: InboundSeen, Compact: true, Retention: MaxDedupeRetention + day},
+		// Not compacted: a key is written once, so the cleaner would read a hundred million keys to find nothing.
+		{Name: InboundSeen, Retention: MaxDedupeRetention + day},
 		{Name: UnroutedHeld, Compact: true},
 		{Name: Attempts, Retention: rowRetention},
 		{Name: DeliveryRows, Retention: rowRetention},

@@ -81,13 +81,13 @@ func TestEnsureTopicsFromManyInstancesAtOnce(t *testing.T) {
 		}
 		require.Len(t, details["t."+topic.Name].Partitions, int(want), topic.Name)
 	}
-	configs, err := kadm.NewClient(client).DescribeTopicConfigs(deadline(t), "t."+schemas.InboundSeen)
+	configs, err := kadm.NewClient(client).DescribeTopicConfigs(deadline(t), "t."+schemas.Billing)
 	require.NoError(t, err)
 	got := map[string]string{}
 	for _, c := range configs[0].Configs {
 		got[c.Key] = c.MaybeValue()
 	}
-	require.Equal(t, "compact,delete", got["cleanup.policy"])
+	require.Equal(t, "compact", got["cleanup.policy"])
 	require.Equal(t, "604800000", got["delete.retention.ms"])
 	require.Equal(t, "4194304", got["max.message.bytes"])
 }

@@ -196,6 +196,11 @@ func (b *Batch) DeleteIndex(store int, key []byte) {
 	_ = b.b.Delete(b.p.key(nil, kindIndex, store, key), nil)
 }
 
+// DeleteBelow removes the records of a store whose key is below this one.
+func (b *Batch) DeleteBelow(store int, key []byte) {
+	_ = b.b.DeleteRange(b.p.key(nil, kindData, store, nil), b.p.key(nil, kindData, store, key), nil)
+}
+
 // Wipe removes everything of a store, its position too.
 func (b *Batch) Wipe(store int) {
 	for _, kind := range []byte{kindData, kindIndex, kindPosition} {

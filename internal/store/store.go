@@ -22,6 +22,7 @@ import (
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/bloom"
 	"github.com/cockroachdb/pebble/v2/vfs"
 )
 
@@ -148,8 +149,9 @@ func load(dir string, fs vfs.FS, lock *pebble.Lock, opts Options, log *slog.Logg
 		MemTableSize: opts.MemTableBytes,
 		Logger:       logger{log},
 		// Kafka is the log of record; an hour of replay is not worth a sync.
-		WALBytesPerSync:            1 << 20,
-		BytesPerSync:               1 << 20,
+		WALBytesPerSync: 1 << 20,
+		BytesPerSync:    1 << 20,
+		Levels:          levels(),
 		FormatMajorVersion:         pebble.FormatNewest,
 		CompactionConcurrencyRange: func() (int, int) { return 1, 2 },
 	})
@@ -161,6 +163,15 @@ func load(dir string, fs vfs.FS, lock *pebble.Lock, opts Options, log *slog.Logg
 		return nil, errors.Join(err, p.Close())
 	}
 	return db, nil
+}
+
+// levels have Bloom filters, 10 bits a key and 1 % false positives, at the bottom too: most of what is asked for is not
+// there (an event that is new, an organization without endpoints).
+func levels() (l [7]pebble.LevelOptions) {
+	for i := range l {
+		l[i].FilterPolicy = bloom.FilterPolicy(10)
+	}
+	return l
 }
 
 // Close releases the folder. Holders must not be used after it.

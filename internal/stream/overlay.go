@@ -15,6 +15,8 @@ type overlay struct {
 	index   map[string]bool
 	sorted  sortedKeys // of data
 	isorted sortedKeys // of index
+	// forgotten, when set, is the key below which everything leaves the local store before data comes into it.
+	forgotten []byte
 }
 
 type write struct {
@@ -29,7 +31,7 @@ func newOverlay() *overlay {
 func (o *overlay) reset() {
 	clear(o.data)
 	clear(o.index)
-	o.order = o.order[:0]
+	o.order, o.forgotten = o.order[:0], nil
 	o.sorted.reset()
 	o.isorted.reset()
 }

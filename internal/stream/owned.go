@@ -118,6 +118,10 @@ func (o *owned) apply(ends []store.Position) error {
 	b := o.store.Batch()
 	n := 0
 	for i, over := range o.tx.over {
+		if over.forgotten != nil {
+			b.DeleteBelow(i, over.forgotten)
+			n++
+		}
 		for _, key := range over.order {
 			if w := over.data[key]; w.deleted {
 				b.Delete(i, []byte(key))

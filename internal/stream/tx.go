@@ -1,6 +1,7 @@
 package stream
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"time"
@@ -197,6 +198,15 @@ func (tx *Tx) ScanIndex(store string, prefix, from []byte, fn func(indexKey []by
 func (tx *Tx) DropIndex(store string, indexKey []byte) {
 	if i, ok := tx.store(store); ok {
 		tx.over[i].setIndex(string(indexKey), false)
+	}
+}
+
+// ForgetBelow removes all records whose key is below this one from the local store, index keys aside. It is not sent to
+// Kafka: it is for stores whose topic drops records by age. After a restore they may be there again, and must be forgotten
+// again. Like DropIndex it makes no transaction by itself; what the open one has written stays.
+func (tx *Tx) ForgetBelow(store string, key []byte) {
+	if i, ok := tx.store(store); ok {
+		tx.over[i].forgotten = bytes.Clone(key)
 	}
 }
 

@@ -19,6 +19,8 @@ type event struct {
 	acceptedAt   time.Time
 	body         []byte
 	headers      []kgo.RecordHeader
+	// buried says that it came before and could not be used.
+	buried bool
 }
 
 // read takes what the headers say. A record without a time of acceptance was accepted when it was written.

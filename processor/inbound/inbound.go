@@ -8,8 +8,8 @@
 // index and applied when the runtime calls. An account that is moved to another organization is handed over to it.
 //
 // What it promises: one effect per organization, source and event id within the dedupe time; nothing but a repeat is
-// dropped without a row; a record that cannot be used goes to `inbound.dead` with its reason and stops nobody. What it
-// must not do: decide anything about billing or endpoints itself.
+// dropped without a row; a record that cannot be used goes to `inbound.dead` with its reason, stops nobody, and takes
+// effect when it comes again after a fix. What it must not do: decide anything about billing or endpoints itself.
 package inbound
 
 import (
@@ -24,6 +24,7 @@ import (
 
 	"github.com/betterdata/webhooks/internal/stream"
 	"github.com/betterdata/webhooks/processor/commands"
+	"github.com/betterdata/webhooks/processor/dedupe"
 	"github.com/betterdata/webhooks/processor/plans"
 	"github.com/betterdata/webhooks/schemas"
 )
@@ -40,6 +41,7 @@ type Config struct {
 // Inbound makes the tasks of the group.
 type Inbound struct {
 	cfg      Config
+	dedupe   dedupe.Config
 	commands *commands.Applier
 	log      *slog.Logger
 	metrics  *metrics
@@ -54,7 +56,8 @@ func New(cfg Config, applier *commands.Applier, log *slog.Logger, reg prometheus
 	if slices.Min(kept) <= 0 || slices.Max(kept) > schemas.MaxDedupeRetention {
 		return nil, fmt.Errorf("inbound: DEDUPE_RETENTION must be above 0 and at most %s for every source", schemas.MaxDedupeRetention)
 	}
-	return &Inbound{cfg: cfg, commands: applier, log: log, metrics: newMetrics(reg)}, nil
+	memory := dedupe.Config{Store: schemas.InboundSeen, Longest: slices.Max(kept), Reading: make(chan struct{}, 1), Log: log}
+	return &Inbound{cfg: cfg, dedupe: memory, commands: applier, log: log, metrics: newMetrics(reg)}, nil
 }
 
 // Spec is the group as the runtime takes it.
@@ -66,7 +69,7 @@ func (i *Inbound) Spec() stream.Spec {
 			{Topic: schemas.Billing, Index: indexDue},
 			{Topic: schemas.Entitlements},
 			{Topic: schemas.Endpoints},
-			{Topic: schemas.InboundSeen, Index: indexSeen},
+			{Topic: schemas.InboundSeen},
 		},
 		NewTask: func(p *stream.Partition) (stream.Task, error) { return newTask(i, p), nil },
 	}

@@ -339,34 +339,52 @@ func TestATimerThatWasOvertakenDoesNothing(t *testing.T) {
 	require.Empty(t, r.Advance(r.Now.Add(10*day)).Emitted())
 }
 
-func TestSeenEventsAreForgottenByDay(t *testing.T) {
+func TestSeenEventsAreForgottenAfterTheirSourcesTime(t *testing.T) {
 	r := newRig(t)
 	start := r.Now
-	event := func() *kgo.Record { return stripeEvent("evt_a", "customer.created", r.Now, `{}`) }
-	r.Process(event())
-	other := event()
-	other.Headers = append(other.Headers, headers(schemas.HeaderSource, "shopify", schemas.HeaderEventID, "evt_other")...)
-	r.Process(other)
-
-	out := r.Advance(start.Add(9 * day))
-	require.Len(t, out.Topic(schemas.InboundSeen), 1, "the default retention has passed, stripe's has not")
-	require.Nil(t, out.Topic(schemas.InboundSeen)[0].Value)
-	r.Advance(start.Add(32 * day))
-	require.Empty(t, r.Process(event()))
-	require.Len(t, r.Advance(start.Add(33*day)).Topic(schemas.InboundSeen), 1)
-	require.Len(t, inboundRows(t, r.Process(event())), 1, "forgotten")
+	from := func(source string) *kgo.Record {
+		e := stripeEvent("evt_a", "customer.created", r.Now, `{}`)
+		for i, h := range e.Headers {
+			if h.Key == schemas.HeaderSource {
+				e.Headers[i].Value = []byte(source)
+			}
+			if h.Key == schemas.HeaderEventID {
+				e.Headers[i].Value = []byte("evt_of_" + source)
+			}
+		}
+		return e
+	}
+	r.Process(from("stripe"), from("shopify"))
+	for _, step := range []struct {
+		days time.Duration
+		rows int
+	}{{8, 0}, {9, 1}, {32, 1}, {33, 1}} { // shopify's is new on day 9, and on day 32, 23 days later, again
+		r.Now = start.Add(step.days * day)
+		out := r.Process(from("stripe"), from("shopify"))
+		if step.days == 33 {
+			require.Equal(t, "stripe", inboundRows(t, out)[0].Source)
+		}
+		require.Len(t, inboundRows(t, out), step.rows, "on day %d", step.days)
+	}
 }
 
-func TestForgettingIsDoneInPieces(t *testing.T) {
+func TestADeadEventTakesEffectWhenItCanBeUsed(t *testing.T) {
 	r := newRig(t)
-	var events []*kgo.Record
-	for i := range pruneBatch + 10 {
-		events = append(events, stripeEvent(fmt.Sprint("evt_", i), "customer.created", r.Now, `{}`))
-	}
-	r.Process(events...)
-	require.Len(t, r.Advance(r.Now.Add(33*day)).Topic(schemas.InboundSeen), pruneBatch)
-	r.WaitWoken()
-	require.Len(t, r.Advance(r.Now).Topic(schemas.InboundSeen), 10)
+	broken := stripeEvent("evt_a", billing.SubscriptionUpdated, r.Now, `{"created":1,"data":{"object":{"id":"sub_1","status":"novel","customer":"cus_1"}}}`)
+	out := r.Process(broken)
+	require.Equal(t, "dead", inboundRows(t, out)[0].Outcome)
+	require.Len(t, out.Topic(schemas.InboundDead), 1)
+
+	again := *broken
+	require.Empty(t, r.Process(&again).Emitted(), "as unusable as before: known already")
+	require.Equal(t, float64(1), counter(t, r.reg, billing.SubscriptionUpdated, "duplicate"))
+
+	mended := r.subscription("evt_a", billing.SubscriptionUpdated, "active", "scm_pro")
+	out = r.Process(mended)
+	require.Equal(t, "processed", inboundRows(t, out)[0].Outcome)
+	require.Len(t, snapshots(t, out), 1)
+	more := *mended
+	require.Empty(t, r.Process(&more).Emitted(), "once")
 }
 
 func command(t *testing.T, cmd *webhooksv1.Command) *kgo.Record {

@@ -37,8 +37,11 @@ func inboundRow(e *event, outcome result, reason string) *webhooksv1.InboundRow 
 	}
 }
 
-// bury puts what cannot be used where it can be looked at.
+// bury puts what cannot be used where it can be looked at, once.
 func (t *task) bury(tx *stream.Tx, e *event, reason string) result {
+	if e.buried {
+		return duplicate
+	}
 	t.log.Warn("inbound record cannot be used", "org", e.organization, "event_id", e.eventID, "source", e.source,
 		"type", e.eventType, "reason", reason)
 	row := inboundRow(e, dead, reason)

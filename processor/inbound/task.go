@@ -11,6 +11,7 @@ import (
 	"github.com/betterdata/webhooks/internal/id"
 	"github.com/betterdata/webhooks/internal/stream"
 	"github.com/betterdata/webhooks/processor/billing"
+	"github.com/betterdata/webhooks/processor/dedupe"
 	"github.com/betterdata/webhooks/schemas"
 )
 
@@ -32,14 +33,15 @@ const timerBatch = 200
 type task struct {
 	*Inbound
 	partition *stream.Partition
+	memory    *dedupe.Memory
 	tally     tally
 
 	moved moves
 
 	// nextDue is when the earliest timer is due, in milliseconds; it may be earlier than that, never later. 0 = look.
 	nextDue int64
-	// pruned is the day for which everything that is to be forgotten is forgotten.
-	pruned uint16
+	// forgot is the day for which everything that is to be forgotten is forgotten.
+	forgot dedupe.Day
 }
 
 // never is a due time after all others.
@@ -48,7 +50,7 @@ const never = int64(1) << 62
 func newTask(i *Inbound, p *stream.Partition) *task {
 	// The first Advance looks for timers that came due while nobody owned the partition.
 	p.Wake()
-	return &task{Inbound: i, partition: p, tally: newTally()}
+	return &task{Inbound: i, partition: p, memory: dedupe.Open(p, i.dedupe), tally: newTally()}
 }
 
 // Process applies one record.
@@ -83,13 +85,34 @@ func (t *task) event(tx *stream.Tx, e *event) (result, error) {
 	} else if to != "" {
 		return t.forward(tx, e, to), nil
 	}
-	isNew, err := see(tx, keyOf(e.organization, e.eventID), expiry(tx.Now(), t.retention(e.source)))
-	switch {
-	case err != nil:
+	key := dedupe.KeyOf(e.organization, e.eventID)
+	known, err := t.memory.Recall(tx, key)
+	if err != nil {
 		return 0, err
-	case !isNew:
+	}
+	if known == dedupe.Done {
 		return duplicate, nil
-	case e.source == schemas.SourceStripe && billing.Handles(e.eventType):
+	}
+	e.buried = known == dedupe.Dead
+	what, err := t.effect(tx, e)
+	if err != nil {
+		return 0, err
+	}
+	switch what {
+	case duplicate: // it was dead and still is
+		return what, nil
+	case dead:
+		known = dedupe.Dead
+	default:
+		known = dedupe.Done
+	}
+	t.memory.Remember(tx, key, known, tx.Now().Add(t.retention(e.source)))
+	return what, nil
+}
+
+// effect hands an event that is not a repeat to its domain.
+func (t *task) effect(tx *stream.Tx, e *event) (result, error) {
+	if e.source == schemas.SourceStripe && billing.Handles(e.eventType) {
 		return t.billing(tx, e)
 	}
 	t.row(tx, e, ignored, reasonUnhandled)
@@ -101,20 +124,11 @@ func (t *task) Advance(tx *stream.Tx, now time.Time) error {
 	if err := t.expire(tx, now.UnixMilli()); err != nil {
 		return err
 	}
-	today := dayOf(now)
-	if t.pruned == today {
-		return nil
+	if today := dedupe.DayOf(now); t.forgot != today {
+		t.memory.Forget(tx)
+		t.forgot = today
+		t.partition.WakeAt(now.Truncate(24 * time.Hour).Add(24 * time.Hour))
 	}
-	done, err := prune(tx, today)
-	if err != nil {
-		return err
-	}
-	if !done {
-		t.partition.Wake()
-		return nil
-	}
-	t.pruned = today
-	t.partition.WakeAt(now.Truncate(24 * time.Hour).Add(24 * time.Hour))
 	return nil
 }
 
@@ -155,7 +169,7 @@ func (t *task) Settled(committed bool) {
 		return
 	}
 	t.tally.reset()
-	t.nextDue, t.pruned, t.moved = 0, 0, moves{}
+	t.nextDue, t.forgot, t.moved = 0, 0, moves{}
 	t.partition.Wake()
 }
 
@@ -165,5 +179,5 @@ func (t *task) Full() bool { return false }
 // Drain has nothing to wait for.
 func (t *task) Drain(context.Context) {}
 
-// Close has nothing to stop.
-func (t *task) Close() {}
+// Close stops the reading of what was seen before.
+func (t *task) Close() { t.memory.Close() }

@@ -1,0 +1,251 @@
+// Package dedupe remembers which events took effect: a source sends an event again and again until it hears of a 2xx, and
+// by hand for weeks.
+//
+// A Memory is one partition's, over a store of the partition's task: one small record an event, kept until the day after
+// which it may be forgotten. Records lie in segments of sixteen days of expiry, and a segment is dropped whole once its
+// last day is over; nothing is ever searched for what has expired. The store's topic drops its records by age too, so
+// nobody deletes them there one by one.
+//
+// Most events are new, and looking for what is not there in a store of a hundred million keys is what would cost. So
+// each segment has a filter in memory, two to three bytes a key, that says "surely new" in one look. It holds what this owner has
+// added from the start, and what was there before once a goroutine beside has read that, some seconds for the largest
+// stores; until then the store is asked. The answers are exact with and without it.
+package dedupe
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/betterdata/webhooks/internal/stream"
+)
+
+// Key is a hash of what makes an event the same.
+type Key [16]byte
+
+// KeyOf is the key of an event of an organization. eventID is ours, itself a hash of the source and its id there. The
+// organization is part of it because an organization's events are all that its owner sees: without it, an id that reached
+// two organizations would count once or twice depending on their partitions.
+func KeyOf(organization, eventID string) Key {
+	var room [160]byte
+	input := append(room[:0], organization...)
+	input = append(input, 0)
+	input = append(input, eventID...)
+	sum := sha256.Sum256(input)
+	return Key(sum[:len(Key{})])
+}
+
+// Known is what is remembered of an event.
+type Known byte
+
+const (
+	// New is an event of which nothing is known, or not any more.
+	New Known = iota
+	// Done is one that was dealt with.
+	Done
+	// Dead is one that could not be used. It may be used yet, when it comes again after a fix.
+	Dead
+)
+
+// Day counts days since the epoch, UTC; the type holds until 2149.
+type Day uint16
+
+// DayOf is the day of a time.
+func DayOf(t time.Time) Day { return Day(t.Unix() / (24 * 60 * 60)) }
+
+// segmentDays is how many days of expiry lie in one segment: an event is kept that much longer at most, and looked for in
+// one segment more for each that a retention reaches over.
+const segmentDays = 16
+
+func segmentOf(d Day) uint16 { return uint16(d) / segmentDays }
+
+// Config of the memories of a process.
+type Config struct {
+	// Store is the topic of the store in the task's Spec.
+	Store string
+	// Longest is the longest that an event is remembered.
+	Longest time.Duration
+	// Reading bounds how many partitions read at once what was there before; it is shared by all of a process.
+	Reading chan struct{}
+	Log     *slog.Logger
+}
+
+// Memory is a partition's. Its methods are called from the task's calls.
+type Memory struct {
+	cfg      Config
+	segments map[uint16]*segment
+	// read is closed when before is complete; whole says that this was noticed.
+	read   chan struct{}
+	before map[uint16]*filter
+	whole  bool
+	cancel context.CancelFunc
+}
+
+// segment has the filters of one: what this owner added, and what was there before, nil until that is read.
+type segment struct {
+	added  filter
+	before *filter
+}
+
+// Open makes the memory of a partition whose state is restored.
+func Open(p *stream.Partition, cfg Config) *Memory {
+	ctx, cancel := context.WithCancel(p.Context())
+	m := &Memory{cfg: cfg, segments: map[uint16]*segment{}, read: make(chan struct{}), before: map[uint16]*filter{}, cancel: cancel}
+	go m.readBefore(ctx, p)
+	return m
+}
+
+// Close stops reading and waits for it.
+func (m *Memory) Close() {
+	m.cancel()
+	<-m.read
+}
+
+// readBefore fills the filters of what is in the store now. What comes later is added by who puts it there. When it cannot
+// be read, the filters stay as they are and the store is asked.
+func (m *Memory) readBefore(ctx context.Context, p *stream.Partition) {
+	defer close(m.read)
+	select {
+	case m.cfg.Reading <- struct{}{}:
+		defer func() { <-m.cfg.Reading }()
+	case <-ctx.Done():
+		m.before = nil
+		return
+	}
+	n := 0
+	err := p.ReadScan(m.cfg.Store, nil, nil, func(key, _ []byte) bool {
+		if at, k, ok := decodeKey(key); ok {
+			f := m.before[at]
+			if f == nil {
+				f = &filter{}
+				m.before[at] = f
+			}
+			f.add(k)
+		}
+		n++
+		return n%4096 != 0 || ctx.Err() == nil
+	})
+	if err != nil {
+		m.cfg.Log.Error("the dedupe filter could not be read; the store is asked for every event", "partition", p.ID(), "error", err)
+	}
+	if err != nil || ctx.Err() != nil {
+		m.before = nil
+	}
+}
+
+// takeBefore takes over what was read, once it is complete.
+func (m *Memory) takeBefore() {
+	select {
+	case <-m.read:
+	default:
+		return
+	}
+	if m.before == nil {
+		return
+	}
+	for at, f := range m.before {
+		m.segment(at).before = f
+	}
+	m.before, m.whole = map[uint16]*filter{}, true
+}
+
+func (m *Memory) segment(at uint16) *segment {
+	s := m.segments[at]
+	if s == nil {
+		s = &segment{}
+		m.segments[at] = s
+	}
+	return s
+}
+
+// Recall says what is known of an event. One that is known in two segments was dead and is done.
+func (m *Memory) Recall(tx *stream.Tx, k Key) (known Known, err error) {
+	if !m.whole {
+		m.takeBefore()
+	}
+	today := DayOf(tx.Now())
+	newest, oldest := segmentOf(DayOf(tx.Now().Add(m.cfg.Longest))), segmentOf(today)
+	for i := range newest - oldest + 1 {
+		at := newest - i
+		if m.surelyNew(at, k) {
+			continue
+		}
+		value, ok, err := tx.Get(m.cfg.Store, encodeKey(at, k))
+		if err != nil {
+			return New, fmt.Errorf("look for an event in %s: %w", m.cfg.Store, err)
+		}
+		if !ok {
+			continue
+		}
+		switch last, is := decodeValue(value); {
+		case last < today:
+		case is == Done:
+			return Done, nil
+		default:
+			known = is
+		}
+	}
+	return known, nil
+}
+
+// surelyNew reports that a key is not in a segment.
+func (m *Memory) surelyNew(at uint16, k Key) bool {
+	s := m.segments[at]
+	switch {
+	case s == nil:
+		return m.whole
+	case s.added.has(k):
+		return false
+	case s.before == nil:
+		return m.whole
+	}
+	return !s.before.has(k)
+}
+
+// Remember keeps an event until the given time, by whole days, rounded up. A dead one may be done later, never the other
+// way round.
+func (m *Memory) Remember(tx *stream.Tx, k Key, known Known, until time.Time) {
+	last := DayOf(until)
+	at := segmentOf(last)
+	m.segment(at).added.add(k)
+	tx.Put(m.cfg.Store, encodeKey(at, k), encodeValue(last, known))
+}
+
+// Forget drops the segments that are over.
+func (m *Memory) Forget(tx *stream.Tx) {
+	today := segmentOf(DayOf(tx.Now()))
+	tx.ForgetBelow(m.cfg.Store, binary.BigEndian.AppendUint16(nil, today))
+	for at := range m.segments {
+		if at < today {
+			delete(m.segments, at)
+		}
+	}
+}
+
+// A record's key is the segment, 2 bytes, and the event's key; its value the last day, 2 bytes, and what is known.
+const keyBytes = 2 + len(Key{})
+
+func encodeKey(at uint16, k Key) []byte {
+	return append(binary.BigEndian.AppendUint16(make([]byte, 0, keyBytes), at), k[:]...)
+}
+
+func decodeKey(b []byte) (at uint16, k Key, ok bool) {
+	if len(b) != keyBytes {
+		return 0, k, false
+	}
+	return binary.BigEndian.Uint16(b), Key(b[2:]), true
+}
+
+func encodeValue(last Day, known Known) []byte {
+	return append(binary.BigEndian.AppendUint16(make([]byte, 0, 3), uint16(last)), byte(known))
+}
+
+func decodeValue(b []byte) (last Day, known Known) {
+	if len(b) != 3 {
+		return 0, New
+	}
+	return Day(binary.BigEndian.Uint16(b)), Known(b[2])
+}
