@@ -179,6 +179,7 @@ func race(ctx context.Context, o options, c competitor) (f figures, err error) {
 	if err := input.write(ctx, cluster, 0, o.events, time.Now().Add(-time.Hour)); err != nil {
 		return f, err
 	}
+	defer func() { err = errors.Join(err, w.removeTopics(ctx)) }()
 	child, err := c.start(ctx, o)
 	if err != nil {
 		return f, err
@@ -195,7 +196,7 @@ func race(ctx context.Context, o options, c competitor) (f figures, err error) {
 	f.memory, err = child.PeakMemory()
 	done := float64(to.done - from.done)
 	f.rate, f.micros = done/to.at.Sub(from.at).Seconds(), float64((to.cpu-from.cpu).Microseconds())/done
-	return f, errors.Join(err, w.removeTopics(ctx))
+	return f, err
 }
 
 // point is where a competitor stood at a time.

@@ -30,6 +30,6 @@ func startStreams(ctx context.Context, o options) (*measure.Child, error) {
 	if err := os.WriteFile(source, job, 0o600); err != nil {
 		return nil, err
 	}
-	args := append(java[1:], "-Xmx1g", source, o.brokers, o.prefix, o.state, fmt.Sprint(max(o.sessions, 1)))
+	args := append(java[1:], "-Xmx1g", "-XX:+UseParallelGC", source, o.brokers, o.prefix, o.state, fmt.Sprint(max(o.sessions, 1)))
 	return measure.Start(exec.Command(java[0], args...))
 }
