@@ -42,7 +42,7 @@ type Event struct {
 
 // Record is the event as a record of its organization.
 func (e *Event) Record() *kgo.Record {
-	h := make(headers, 0, 14)
+	h := newHeaders(14, 640)
 	h.add(schemas.HeaderSpecVersion, schemas.SpecVersion)
 	h.add(schemas.HeaderID, e.ID)
 	h.add(schemas.HeaderSource, e.Source)
@@ -59,7 +59,7 @@ func (e *Event) Record() *kgo.Record {
 	if e.EndpointSet > 0 {
 		h.add(schemas.HeaderEndpointSet, strconv.FormatUint(e.EndpointSet, 10))
 	}
-	return &kgo.Record{Key: []byte(e.Organization), Value: e.Data, Headers: h}
+	return &kgo.Record{Key: h.value(e.Organization), Value: e.Data, Headers: h.list}
 }
 
 // ReadEvent reads a record of `events`. What it does not say of times is the record's own.
@@ -109,7 +109,7 @@ func Command(cmd *webhooksv1.Command) (*kgo.Record, error) {
 	if err != nil {
 		return nil, fmt.Errorf("encode command %s: %w", cmd.GetId(), err)
 	}
-	h := make(headers, 0, 8)
+	h := newHeaders(8, 320)
 	h.add(schemas.HeaderSpecVersion, schemas.SpecVersion)
 	h.add(schemas.HeaderID, cmd.GetId())
 	h.add(schemas.HeaderSource, schemas.SourceManagement)
@@ -118,7 +118,7 @@ func Command(cmd *webhooksv1.Command) (*kgo.Record, error) {
 	h.add(schemas.HeaderContentType, schemas.ContentTypeProtobuf)
 	h.add(schemas.HeaderOrganization, cmd.GetOrganizationId())
 	h.addTime(schemas.HeaderAcceptedAt, cmd.GetIssuedUnixMs())
-	return &kgo.Record{Key: []byte(cmd.GetOrganizationId()), Value: value, Headers: h}, nil
+	return &kgo.Record{Key: h.value(cmd.GetOrganizationId()), Value: value, Headers: h.list}, nil
 }
 
 // IsCommand tells a command from a source's event, whose type alone might be the same.
@@ -128,14 +128,13 @@ func IsCommand(source, eventType string) bool {
 
 // WithOrganization is a record's headers with another organization, for who hands it on; the rest is kept as it came.
 func WithOrganization(all []kgo.RecordHeader, organization string) []kgo.RecordHeader {
-	kept := make(headers, 0, len(all)+2)
+	kept := make([]kgo.RecordHeader, 0, len(all)+2) // who hands it on may add one
 	for _, h := range all {
 		if h.Key != schemas.HeaderOrganization {
 			kept = append(kept, h)
 		}
 	}
-	kept.add(schemas.HeaderOrganization, organization)
-	return kept
+	return append(kept, kgo.RecordHeader{Key: schemas.HeaderOrganization, Value: []byte(organization)})
 }
 
 // Text is a header's value as valid UTF-8, which Protocol Buffers and ClickHouse require.
@@ -149,16 +148,35 @@ func Time(value []byte, otherwise time.Time) time.Time {
 	return otherwise
 }
 
-type headers []kgo.RecordHeader
+// headers of one record, whose values lie in one piece of memory.
+type headers struct {
+	list   []kgo.RecordHeader
+	values []byte
+}
+
+// newHeaders has room for so many headers and bytes of values; more is possible.
+func newHeaders(n, bytes int) headers {
+	return headers{make([]kgo.RecordHeader, 0, n), make([]byte, 0, bytes)}
+}
+
+// value keeps a text beside the headers' values.
+func (h *headers) value(text string) []byte {
+	start := len(h.values)
+	h.values = append(h.values, text...)
+	return h.values[start:len(h.values):len(h.values)]
+}
 
 func (h *headers) add(key, value string) {
 	if value != "" {
-		*h = append(*h, kgo.RecordHeader{Key: key, Value: []byte(value)})
+		h.list = append(h.list, kgo.RecordHeader{Key: key, Value: h.value(value)})
 	}
 }
 
 func (h *headers) addTime(key string, unixMS int64) {
-	if unixMS != 0 {
-		*h = append(*h, kgo.RecordHeader{Key: key, Value: time.UnixMilli(unixMS).UTC().AppendFormat(nil, TimeLayout)})
+	if unixMS == 0 {
+		return
 	}
+	start := len(h.values)
+	h.values = time.UnixMilli(unixMS).UTC().AppendFormat(h.values, TimeLayout)
+	h.list = append(h.list, kgo.RecordHeader{Key: key, Value: h.values[start:len(h.values):len(h.values)]})
 }

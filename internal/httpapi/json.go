@@ -24,9 +24,14 @@ func WriteJSON(ctx *fasthttp.RequestCtx, status int, v any) {
 	if err := enc.Encode(v); err != nil {
 		panic(fmt.Sprintf("BUG: an answer of type %T does not encode: %v", v, err))
 	}
+	WriteRaw(ctx, status, body.Bytes())
+}
+
+// WriteRaw answers with what is JSON already. The bytes are kept.
+func WriteRaw(ctx *fasthttp.RequestCtx, status int, body []byte) {
 	ctx.Response.SetStatusCode(status)
 	ctx.Response.Header.SetContentType("application/json")
-	ctx.Response.SetBodyRaw(body.Bytes())
+	ctx.Response.SetBodyRaw(body)
 }
 
 // SetETag sets the strong validator of a versioned object.

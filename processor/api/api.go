@@ -103,7 +103,7 @@ func (r *Reads) entitlements(ctx *fasthttp.RequestCtx, _ httpapi.Principal) erro
 		ctx.SetStatusCode(http.StatusNotModified)
 		return nil
 	}
-	httpapi.WriteJSON(ctx, http.StatusOK, billing.ViewSnapshot(snapshot))
+	httpapi.WriteRaw(ctx, http.StatusOK, billing.AppendSnapshot(nil, snapshot))
 	return nil
 }
 

@@ -6,76 +6,6 @@ import (
 	webhooksv1 "github.com/betterdata/webhooks/schemas/webhooks/v1"
 )
 
-// SnapshotView is a TenantCapabilitySnapshot as the API and subscription.updated show it. Every field is always there;
-// what is unknown is null.
-type SnapshotView struct {
-	OrganizationID  string           `json:"organizationId"`
-	Version         uint64           `json:"version"`
-	Plan            string           `json:"plan"`
-	PlanVersion     string           `json:"planVersion"`
-	Tier            uint32           `json:"tier"`
-	Status          string           `json:"status"`
-	Capabilities    map[string]bool  `json:"capabilities"`
-	Limits          map[string]int64 `json:"limits"`
-	GraceUntil      *string          `json:"graceUntil"`
-	PeriodEnd       *string          `json:"periodEnd"`
-	SubscriptionIDs []string         `json:"subscriptionIds"`
-	UnmappedPrices  []string         `json:"unmappedPrices"`
-	ComputedAt      *string          `json:"computedAt"`
-	Cause           *CauseView       `json:"cause"`
-}
-
-// CauseView names the event or timer that made a change.
-type CauseView struct {
-	Source  string `json:"source"`
-	EventID string `json:"eventId"`
-	Type    string `json:"type"`
-}
-
-// ViewSnapshot shows a snapshot.
-func ViewSnapshot(s *webhooksv1.TenantCapabilitySnapshot) SnapshotView {
-	v := SnapshotView{
-		OrganizationID:  s.OrganizationId,
-		Version:         s.Version,
-		Plan:            s.Plan,
-		PlanVersion:     s.PlanVersion,
-		Tier:            s.Tier,
-		Status:          s.Status,
-		Capabilities:    make(map[string]bool, len(s.Granted)+len(s.Withheld)),
-		Limits:          s.Limits,
-		GraceUntil:      timeOf(s.GraceUntilUnixMs),
-		PeriodEnd:       timeOf(s.PeriodEndUnixMs),
-		SubscriptionIDs: list(s.SubscriptionIds),
-		UnmappedPrices:  list(s.UnmappedPrices),
-		ComputedAt:      timeOf(s.ComputedUnixMs),
-	}
-	for _, key := range s.Granted {
-		v.Capabilities[key] = true
-	}
-	for _, key := range s.Withheld {
-		v.Capabilities[key] = false
-	}
-	if v.Limits == nil {
-		v.Limits = map[string]int64{}
-	}
-	if c := s.Cause; c != nil {
-		v.Cause = &CauseView{Source: c.Source, EventID: c.EventId, Type: c.Type}
-	}
-	return v
-}
-
-// UpdateData is the data of subscription.updated.
-type UpdateData struct {
-	Change       string       `json:"change"`
-	Snapshot     SnapshotView `json:"snapshot"`
-	PreviousPlan string       `json:"previousPlan"`
-}
-
-// Data is the event's data.
-func (u Update) Data() UpdateData {
-	return UpdateData{Change: u.Change, Snapshot: ViewSnapshot(u.Snapshot), PreviousPlan: u.PreviousPlan}
-}
-
 // RecordView is a billing record as the API shows it.
 type RecordView struct {
 	OrganizationID string             `json:"organizationId"`
@@ -182,12 +112,14 @@ func text(s string) *string {
 	return &s
 }
 
+const timeLayout = "2006-01-02T15:04:05.000Z"
+
 // timeOf writes milliseconds since the epoch as RFC 3339 in UTC; 0 is null.
 func timeOf(unixMS int64) *string {
 	if unixMS == 0 {
 		return nil
 	}
-	s := time.UnixMilli(unixMS).UTC().Format("2006-01-02T15:04:05.000Z")
+	s := time.UnixMilli(unixMS).UTC().Format(timeLayout)
 	return &s
 }
 

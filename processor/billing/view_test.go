@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	"pgregory.net/rapid"
 
 	"github.com/betterdata/webhooks/schemas/eventtypes"
 	webhooksv1 "github.com/betterdata/webhooks/schemas/webhooks/v1"
@@ -18,7 +19,7 @@ func TestUpdateData(t *testing.T) {
 			"MULTI_LOCATION":false,"PLANNING":false,"REPLENISHMENT":true},
 		"limits":{"locations":2},"graceUntil":null,"periodEnd":"`+at(period1+30*day)+`","subscriptionIds":["sub_1"],"unmappedPrices":[],
 		"computedAt":"`+at(period1)+`","cause":{"source":"stripe","eventId":"evt_1","type":"customer.subscription.created"}}}`,
-		asJSON(t, results[0].Updates[0].Data()))
+		string(results[0].Updates[0].AppendData(nil)))
 }
 
 // What is sent out is what the catalogue of event types promises.
@@ -33,7 +34,7 @@ func TestUpdateDataHoldsItsSchema(t *testing.T) {
 	results = append(results, Expire(s, s.Record.DueUnixMs, parsedPlans(t)))
 	for _, r := range results {
 		for _, u := range r.Updates {
-			violations, err := catalogue.Validate("subscription.updated", []byte(asJSON(t, u.Data())))
+			violations, err := catalogue.Validate("subscription.updated", u.AppendData(nil))
 			require.NoError(t, err)
 			require.Empty(t, violations)
 		}
@@ -41,14 +42,38 @@ func TestUpdateDataHoldsItsSchema(t *testing.T) {
 }
 
 func TestNone(t *testing.T) {
-	view := ViewSnapshot(None(org, parsedPlans(t)))
-	require.Equal(t, "FREE", view.Plan)
-	require.Zero(t, view.Version)
-	require.Equal(t, StatusNone, view.Status)
-	require.Len(t, view.Capabilities, 8)
-	require.Nil(t, view.Cause)
-	require.Nil(t, view.ComputedAt)
-	require.Contains(t, asJSON(t, view), `"limits":{},"graceUntil":null`)
+	require.JSONEq(t, `{"organizationId":"org_1","version":0,"plan":"FREE","planVersion":"test","tier":0,"status":"none",
+		"capabilities":{"AGENTS":false,"ATP":false,"EXPIRY_TRACKING":false,"FORECASTING":false,"LOT_TRACKING":false,
+			"MULTI_LOCATION":false,"PLANNING":false,"REPLENISHMENT":false},
+		"limits":{},"graceUntil":null,"periodEnd":null,"subscriptionIds":[],"unmappedPrices":[],"computedAt":null,"cause":null}`,
+		string(AppendSnapshot(nil, None(org, parsedPlans(t)))))
+}
+
+// Names come from outside: whatever is in them, the text stays JSON.
+func TestSnapshotIsJSONWhateverIsInIt(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		text := rapid.StringN(0, 10, -1)
+		s := &webhooksv1.TenantCapabilitySnapshot{
+			OrganizationId: text.Draw(t, "org"), Plan: text.Draw(t, "plan"), Status: text.Draw(t, "status"),
+			Granted: []string{"A", "C"}, Withheld: []string{"B"}, Limits: map[string]int64{text.Draw(t, "limit"): 5, "b": -1},
+			UnmappedPrices: []string{text.Draw(t, "price"), "p"}, Cause: &webhooksv1.Cause{EventId: text.Draw(t, "event")},
+		}
+		var got struct {
+			OrganizationID string `json:"organizationId"`
+			Plan           string
+			Capabilities   map[string]bool
+			Limits         map[string]int64
+			UnmappedPrices []string
+			Cause          struct{ EventID string }
+		}
+		require.NoError(t, json.Unmarshal(AppendSnapshot(nil, s), &got))
+		require.Equal(t, s.OrganizationId, got.OrganizationID)
+		require.Equal(t, s.Plan, got.Plan)
+		require.Equal(t, map[string]bool{"A": true, "B": false, "C": true}, got.Capabilities)
+		require.Equal(t, s.Limits, got.Limits)
+		require.Equal(t, s.UnmappedPrices, got.UnmappedPrices)
+		require.Equal(t, s.Cause.EventId, got.Cause.EventID)
+	})
 }
 
 func TestViewRecord(t *testing.T) {

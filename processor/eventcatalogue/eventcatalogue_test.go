@@ -87,9 +87,7 @@ func TestMadeEventsFitTheirSchemas(t *testing.T) {
 			OrganizationId: "org_1", Plan: "FREE", Status: "none",
 		}},
 	} {
-		data, err := json.Marshal(update.Data())
-		require.NoError(t, err, name)
-		valid("subscription.updated", data)
+		t.Run(name, func(*testing.T) { valid("subscription.updated", update.AppendData(nil)) })
 	}
 
 	state := state{}

@@ -19,7 +19,8 @@ func BenchmarkTask(b *testing.B) {
 	b.ReportAllocs()
 	var batch []*kgo.Record
 	for i := 0; b.Loop(); i++ {
-		batch = append(batch, stripeEvent(fmt.Sprint("evt_", i), billing.SubscriptionUpdated, h.Now, string(body)))
+		// Of events of one second the greatest id is the newest: each of these is applied and sent on.
+		batch = append(batch, stripeEvent(fmt.Sprintf("evt_%09d", i), billing.SubscriptionUpdated, h.Now, string(body)))
 		if len(batch) == 100 {
 			h.Process(batch...)
 			batch = batch[:0]

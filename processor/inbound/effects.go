@@ -1,7 +1,6 @@
 package inbound
 
 import (
-	"encoding/json"
 	"fmt"
 
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -113,10 +112,6 @@ func (t *task) effectsOf(tx *stream.Tx, organization string, r *billing.Result) 
 		return e, err
 	}
 	for _, u := range r.Updates {
-		data, err := json.Marshal(u.Data())
-		if err != nil {
-			return e, fmt.Errorf("encode %s of %s: %w", schemas.TypeSubscriptionUpdated, organization, err)
-		}
 		e.events = append(e.events, (&cloudevent.Event{
 			ID:             id.Derive(id.Event, schemas.TypeSubscriptionUpdated, organization, u.CauseEventID),
 			Type:           schemas.TypeSubscriptionUpdated,
@@ -130,7 +125,7 @@ func (t *task) effectsOf(tx *stream.Tx, organization string, r *billing.Result) 
 			CauseSource:    u.Snapshot.Cause.Source,
 			CauseEventID:   u.Snapshot.Cause.EventId,
 			EndpointSet:    set,
-			Data:           data,
+			Data:           u.AppendData(make([]byte, 0, 1024)),
 		}).Record())
 	}
 	return e, nil

@@ -179,7 +179,10 @@ func TestASubscriptionEventTakesEffect(t *testing.T) {
 	} {
 		require.Equal(t, want, kafka.ReadHeader(events[0].Headers, header), header)
 	}
-	var data billing.UpdateData
+	var data struct {
+		Change   string
+		Snapshot struct{ Plan string }
+	}
 	require.NoError(t, json.Unmarshal(events[0].Value, &data))
 	require.Equal(t, "created", data.Change)
 	require.Equal(t, "SCM_PRO", data.Snapshot.Plan)
