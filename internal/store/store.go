@@ -149,9 +149,9 @@ func load(dir string, fs vfs.FS, lock *pebble.Lock, opts Options, log *slog.Logg
 		MemTableSize: opts.MemTableBytes,
 		Logger:       logger{log},
 		// Kafka is the log of record; an hour of replay is not worth a sync.
-		WALBytesPerSync: 1 << 20,
-		BytesPerSync:    1 << 20,
-		Levels:          levels(),
+		WALBytesPerSync:            1 << 20,
+		BytesPerSync:               1 << 20,
+		Levels:                     levels(),
 		FormatMajorVersion:         pebble.FormatNewest,
 		CompactionConcurrencyRange: func() (int, int) { return 1, 2 },
 	})
