@@ -27,14 +27,14 @@ func (t *task) command(tx *stream.Tx, e *event) (result, error) {
 	case *webhooksv1.Command_AdoptAccount:
 		return t.adopt(tx, e, cmd, action.AdoptAccount)
 	}
-	state := endpointState{tx}
-	r, err := t.commands.Apply(state, cmd, tx.Now())
+	t.sets.forget(cmd.OrganizationId)
+	r, err := t.commands.Apply(endpointState{tx}, cmd, tx.Now())
 	if err != nil {
 		return 0, err
 	}
 	emit(tx, schemas.CommandOutcomes, cmd.OrganizationId, cmd.Id, r.Outcome)
 	if r.Event != nil {
-		set, err := commands.SetVersion(state, cmd.OrganizationId)
+		set, err := t.sets.version(tx, cmd.OrganizationId)
 		if err != nil {
 			return 0, err
 		}
@@ -68,3 +68,28 @@ func (s endpointState) Delete(key []byte)                    { s.tx.Delete(schem
 func (s endpointState) Scan(prefix []byte, fn func(key, value []byte) bool) error {
 	return s.tx.Scan(schemas.Endpoints, prefix, nil, fn)
 }
+
+// sets remembers the versions of organizations' endpoint sets: every event that is sent on carries one, and most
+// organizations have no endpoints, which a store takes longest to find out. The zero value knows none.
+type sets struct{ versions map[string]uint64 }
+
+// maxSets bounds it; an entry takes about 100 bytes.
+const maxSets = 4096
+
+func (s *sets) version(tx *stream.Tx, organization string) (uint64, error) {
+	if version, ok := s.versions[organization]; ok {
+		return version, nil
+	}
+	version, err := commands.SetVersion(endpointState{tx}, organization)
+	if err != nil {
+		return 0, err
+	}
+	if s.versions == nil || len(s.versions) == maxSets {
+		s.versions = map[string]uint64{}
+	}
+	s.versions[organization] = version
+	return version, nil
+}
+
+// forget is called before a set may change. After an abort all are forgotten.
+func (s *sets) forget(organization string) { delete(s.versions, organization) }

@@ -10,7 +10,6 @@ import (
 	"github.com/betterdata/webhooks/internal/id"
 	"github.com/betterdata/webhooks/internal/stream"
 	"github.com/betterdata/webhooks/processor/billing"
-	"github.com/betterdata/webhooks/processor/commands"
 	"github.com/betterdata/webhooks/schemas"
 	webhooksv1 "github.com/betterdata/webhooks/schemas/webhooks/v1"
 )
@@ -107,7 +106,7 @@ func (t *task) effectsOf(tx *stream.Tx, organization string, r *billing.Result) 
 	if len(r.Updates) == 0 {
 		return e, nil
 	}
-	set, err := commands.SetVersion(endpointState{tx}, organization)
+	set, err := t.sets.version(tx, organization)
 	if err != nil {
 		return e, err
 	}

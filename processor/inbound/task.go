@@ -37,6 +37,7 @@ type task struct {
 	tally     tally
 
 	moved moves
+	sets  sets
 
 	// nextDue is when the earliest timer is due, in milliseconds; it may be earlier than that, never later. 0 = look.
 	nextDue int64
@@ -169,7 +170,7 @@ func (t *task) Settled(committed bool) {
 		return
 	}
 	t.tally.reset()
-	t.nextDue, t.forgot, t.moved = 0, 0, moves{}
+	t.nextDue, t.forgot, t.moved, t.sets = 0, 0, moves{}, sets{}
 	t.partition.Wake()
 }
 
