@@ -149,7 +149,7 @@ func (t *task) write(tx *stream.Tx, e effects) {
 		t.awaitTimer(e.due)
 	}
 	if e.snapshot != nil {
-		tx.Put(schemas.Entitlements, key, e.snapshot)
+		tx.Emit(schemas.Entitlements, e.organization, &kgo.Record{Key: key, Value: e.snapshot})
 	}
 	for _, r := range e.events {
 		tx.Emit(schemas.Events, e.organization, r)

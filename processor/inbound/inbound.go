@@ -65,9 +65,9 @@ func (i *Inbound) Spec() stream.Spec {
 	return stream.Spec{
 		Group: schemas.GroupInbound,
 		Input: schemas.Inbound,
+		// The table entitlements is none of them: this task writes it and never reads it.
 		Stores: []stream.StoreSpec{
 			{Topic: schemas.Billing, Index: indexDue},
-			{Topic: schemas.Entitlements},
 			{Topic: schemas.Endpoints},
 			{Topic: schemas.InboundSeen},
 		},

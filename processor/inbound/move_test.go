@@ -47,7 +47,7 @@ func (r rig) settle(out streamtest.Outputs) streamtest.Outputs {
 }
 
 func (r rig) plan(org string) string {
-	value := r.Get(schemas.Entitlements, []byte(org))
+	value := r.Newest(schemas.Entitlements, []byte(org))
 	snapshot := &webhooksv1.TenantCapabilitySnapshot{}
 	require.NoError(r.t, proto.Unmarshal(value, snapshot))
 	return snapshot.Plan
@@ -151,7 +151,7 @@ func TestMovesThatOvertakeEachOther(t *testing.T) {
 	r.settle(second)
 	r.settle(first)
 	require.Equal(t, "SCM_PRO", r.plan("org_3"))
-	require.Nil(t, r.Get(schemas.Entitlements, []byte("org_2")), "it never had it")
+	require.Nil(t, r.Newest(schemas.Entitlements, []byte("org_2")), "it never had it")
 }
 
 func TestAMarkHasNoSayOverLaterEvents(t *testing.T) {

@@ -77,7 +77,7 @@ func requireOneEffect(t *rapid.T, h *streamtest.Harness, given map[string]*kgo.R
 	}
 	record, snapshot := &webhooksv1.BillingRecord{}, &webhooksv1.TenantCapabilitySnapshot{}
 	require.NoError(t, proto.Unmarshal(h.Get(schemas.Billing, []byte(org)), record))
-	require.NoError(t, proto.Unmarshal(h.Get(schemas.Entitlements, []byte(org)), snapshot))
+	require.NoError(t, proto.Unmarshal(h.Newest(schemas.Entitlements, []byte(org)), snapshot))
 	require.True(t, proto.Equal(want.Record, record))
 	require.True(t, proto.Equal(want.Snapshot, snapshot))
 

@@ -35,6 +35,7 @@ type Harness struct {
 	Now time.Time
 
 	log       []*kgo.Record // everything ever processed, by offset
+	newest    map[string][]byte // committed values of emitted records, by topic and key
 	watermark int64
 	metadata  string
 	woken     chan struct{}
@@ -45,7 +46,8 @@ func New(t TB, spec stream.Spec) *Harness {
 	t.Helper()
 	db, err := store.OpenMemory()
 	require.NoError(t, err)
-	h := &Harness{t: t, spec: spec, db: db, Now: time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC), woken: make(chan struct{}, 1)}
+	h := &Harness{t: t, spec: spec, db: db, Now: time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC), woken: make(chan struct{}, 1),
+		newest: map[string][]byte{}}
 	h.start()
 	t.Cleanup(func() {
 		h.d.Close()
@@ -158,6 +160,9 @@ func (h *Harness) end(commit bool) Outputs {
 	require.NoError(h.t, err)
 	if commit {
 		h.watermark, h.metadata = watermark, metadata
+		for _, p := range out {
+			h.newest[p.Topic+"\x00"+string(p.Record.Key)] = p.Record.Value
+		}
 	}
 	return out
 }
@@ -233,6 +238,9 @@ func (h *Harness) Get(store string, key []byte) []byte {
 	}
 	return value
 }
+
+// Newest is the value of the newest record of a key that was committed to a topic; nil when there is none.
+func (h *Harness) Newest(topic string, key []byte) []byte { return h.newest[topic+"\x00"+string(key)] }
 
 // Keys lists the committed keys of a store, in order.
 func (h *Harness) Keys(store string) []string {
