@@ -34,7 +34,7 @@ type Harness struct {
 	// Now is the time of the next transaction. It does not move by itself.
 	Now time.Time
 
-	log       []*kgo.Record // everything ever processed, by offset
+	log       []*kgo.Record     // everything ever processed, by offset
 	newest    map[string][]byte // committed values of emitted records, by topic and key
 	watermark int64
 	metadata  string
