@@ -160,7 +160,7 @@ func (s *session) requireNew(o *owned) error {
 			return err
 		}
 		if found {
-			return fmt.Errorf("group %s, %s/%d has state in %s: %w", s.g.cfg.Kafka.TopicPrefix+o.spec.Group, s.input, o.id,
+			return fmt.Errorf("group %s, %s/%d has state in %s: %w", s.g.name(), s.input, o.id,
 				s.g.cfg.Kafka.Topic(o.spec.Stores[i].Topic), errForgotten)
 		}
 	}

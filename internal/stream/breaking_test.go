@@ -306,6 +306,56 @@ func TestMembersComeAndGo(t *testing.T) {
 	})
 }
 
+// assignments are the partitions of a group's members by the name that a restart keeps.
+func (c *client) assignments(group string) map[string][]int32 {
+	c.t.Helper()
+	name := c.cfg.TopicPrefix + group
+	groups, err := kadm.NewClient(c.Client).DescribeGroups(context.Background(), name)
+	require.NoError(c.t, err)
+	parts := map[string][]int32{}
+	for _, m := range groups[name].Members {
+		require.NotNil(c.t, m.InstanceID)
+		assigned, ok := m.Assigned.AsConsumer()
+		require.True(c.t, ok)
+		parts[*m.InstanceID] = nil
+		for _, topic := range assigned.Topics {
+			parts[*m.InstanceID] = slices.Sorted(slices.Values(topic.Partitions))
+		}
+	}
+	return parts
+}
+
+func TestARestartedMemberHasItsPartitionsBack(t *testing.T) {
+	t.Parallel()
+	cfg := testenv.Kafka(t)
+	c := newClient(t, cfg)
+	in := numbers(2000, 100)
+	conf := config(cfg, "")
+	conf.SessionTimeout = time.Minute
+	b := newBrood(t, 2, child{Task: "counter", Config: conf})
+	c.requireMembers("counter", 2)
+	c.produce(counterIn, in[:1000]...)
+	c.requireExact(1000, in[:1000])
+	var before map[string][]int32
+	testenv.Eventually(t, time.Minute, func() bool {
+		before = c.assignments("counter")
+		total := 0
+		for _, ids := range before {
+			total += len(ids)
+		}
+		return total == int(cfg.Partitions)
+	}, "all partitions to have a member")
+
+	require.NoError(t, b.children[0].Process.Kill())
+	_ = b.children[0].Wait()
+	killed := time.Now()
+	b.start(0)
+	c.produce(counterIn, in[1000:]...)
+	c.requireExact(2000, in)
+	require.Less(t, time.Since(killed), conf.SessionTimeout/2, "nobody waited for the killed member's session to end")
+	require.Equal(t, before, c.assignments("counter"), "nothing moved")
+}
+
 func TestTheBrokerIsKilled(t *testing.T) {
 	t.Parallel()
 	broker := testenv.NewKafka(t)

@@ -115,7 +115,7 @@ func (g *Group) Run(ctx context.Context) (err error) {
 		return fmt.Errorf("group %s: %w", g.spec.Group, err)
 	}
 	defer func() { err = errors.Join(err, g.db.Close()) }()
-	ids, err := transactionalIDs(filepath.Join(dir, "transactional-ids"), g.cfg.Kafka.TopicPrefix+g.spec.Group, len(g.sessions))
+	ids, err := memberIDs(filepath.Join(dir, "member-ids"), g.name(), len(g.sessions))
 	if err != nil {
 		return err
 	}
@@ -124,7 +124,7 @@ func (g *Group) Run(ctx context.Context) (err error) {
 	}
 	defer g.client.Close()
 	g.adm = kadm.NewClient(g.client)
-	if err := g.abortPredecessors(ctx, ids); err != nil {
+	if err := g.succeed(ctx, ids); err != nil {
 		if ctx.Err() != nil {
 			return nil
 		}
@@ -149,6 +149,9 @@ func (g *Group) Run(ctx context.Context) (err error) {
 	}
 	return group.Wait()
 }
+
+// name is the consumer group's on the cluster.
+func (g *Group) name() string { return g.cfg.Kafka.TopicPrefix + g.spec.Group }
 
 // stopBudget is how long the stop may take that stopping, which has ended, asks for.
 func (g *Group) stopBudget(stopping context.Context) time.Duration {

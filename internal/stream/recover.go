@@ -90,7 +90,7 @@ func (s *session) lastTransactions(ctx context.Context, parts []*owned) (map[int
 		topic.Partitions = append(topic.Partitions, o.id)
 	}
 	group := kmsg.NewOffsetFetchRequestGroup()
-	group.Group = s.g.cfg.Kafka.TopicPrefix + s.g.spec.Group
+	group.Group = s.g.name()
 	group.Topics = append(group.Topics, topic)
 	req := kmsg.NewPtrOffsetFetchRequest()
 	req.RequireStable = true

@@ -116,7 +116,7 @@ func (s *session) life(ctx context.Context, txnID string) (err error) {
 		for _, o := range s.owned {
 			s.give(o)
 		}
-		s.leave()
+		s.close(ctx.Err() != nil, txnID)
 		s.restores.Wait()
 	}()
 	s.gate()
@@ -128,12 +128,18 @@ func (s *session) life(ctx context.Context, txnID string) (err error) {
 	return s.handOver(s.all())
 }
 
-// leave the group and close the client, within bounds also when no broker answers.
-func (s *session) leave() {
+// close closes the client, within bounds also when no broker answers. A static member does not leave the group by
+// that: the next client, of this process or of one that is started again, takes its place. It leaves when the process
+// stops, for its partitions are somebody else's then.
+func (s *session) close(leave bool, instance string) {
 	ctx, cancel := context.WithTimeout(s.end, 5*time.Second)
 	defer cancel()
 	s.gts.AllowRebalance()
-	if err := s.client.LeaveGroupContext(ctx); err != nil {
+	err := s.client.LeaveGroupContext(ctx) // ends membership here; the group is not told
+	if leave {
+		err = errors.Join(err, s.g.leave(ctx, instance))
+	}
+	if err != nil {
 		s.log.Warn("leaving the group failed; it waits for the session to time out", "error", err)
 	}
 	s.gts.CloseAllowingRebalance()
@@ -142,7 +148,10 @@ func (s *session) leave() {
 func (s *session) options(txnID string) []kgo.Opt {
 	cfg := &s.g.cfg
 	return append(kafka.Options(cfg.Kafka, s.log),
-		kgo.ConsumerGroup(cfg.Kafka.TopicPrefix+s.g.spec.Group),
+		kgo.ConsumerGroup(s.g.name()),
+		// Static membership (KIP-345): a process that is started again within the session time-out has its partitions back
+		// at once, and nobody else's work is interrupted.
+		kgo.InstanceID(txnID),
 		kgo.ConsumeTopics(s.input),
 		kgo.Balancers(newBalancer(s.mail.synced)),
 		kgo.SessionTimeout(cfg.SessionTimeout),
