@@ -18,8 +18,8 @@ import (
 // eventBytes is the size of an event's body; Stripe's are 3 to 8 kB.
 const eventBytes = 3000
 
-// corpus is the input of a run: the lives of some organizations' subscriptions, one event of each in turn. Every second
-// event is a change of the subscription, which is sent on; the others are invoices, paid and failed in turn.
+// corpus is the input of a run: the lives of some organizations' subscriptions, one event of each in turn. The first is
+// the subscription's creation; then half are changes of it, which are sent on, half invoices, paid or failed.
 type corpus struct{ orgs, events int }
 
 func (c corpus) org(i int) string { return fmt.Sprintf("org_%07d", i%c.orgs) }
@@ -28,7 +28,7 @@ func (c corpus) org(i int) string { return fmt.Sprintf("org_%07d", i%c.orgs) }
 func (c corpus) record(i int, start time.Time) *kgo.Record {
 	org, turn := c.org(i), i/c.orgs
 	eventID, occurred := fmt.Sprintf("evt_%020d", i), start.Add(time.Duration(turn)*time.Second)
-	eventType, body := change(i, turn, org, eventID, occurred)
+	eventType, body := event(i, kindOf(turn, i%c.orgs), org, eventID, occurred)
 	r := &kgo.Record{Key: []byte(org), Value: body}
 	for _, h := range [...][2]string{
 		{schemas.HeaderSpecVersion, schemas.SpecVersion},
@@ -46,20 +46,23 @@ func (c corpus) record(i int, start time.Time) *kgo.Record {
 	return r
 }
 
-func change(i, turn int, org, eventID string, occurred time.Time) (eventType string, body []byte) {
+// kindOf mixes the types at any time: neighbours do different things in the same turn.
+func kindOf(turn, org int) string {
 	switch {
 	case turn == 0:
-		eventType = billing.SubscriptionCreated
-	case turn%2 == 0:
-		eventType = billing.SubscriptionUpdated
-	case turn%4 == 1:
-		eventType = billing.InvoicePaid
-	default:
-		eventType = billing.PaymentFailed
+		return billing.SubscriptionCreated
+	case (turn+org)%2 == 0:
+		return billing.SubscriptionUpdated
+	case (turn+org)%4 == 1:
+		return billing.InvoicePaid
 	}
-	body = fmt.Appendf(nil, "{\n  \"id\": %q,\n  \"object\": \"event\",\n  \"api_version\": \"2025-03-31.basil\",\n  \"created\": %d,\n  \"data\": {\n", eventID, occurred.Unix())
-	if turn%2 == 0 {
-		body = fmt.Appendf(body, subscription, org, org, "si_"+org, occurred.Unix()+2592000, occurred.Unix(), 1+turn)
+	return billing.PaymentFailed
+}
+
+func event(i int, eventType, org, eventID string, occurred time.Time) (string, []byte) {
+	body := fmt.Appendf(nil, "{\n  \"id\": %q,\n  \"object\": \"event\",\n  \"api_version\": \"2025-03-31.basil\",\n  \"created\": %d,\n  \"data\": {\n", eventID, occurred.Unix())
+	if strings.HasPrefix(eventType, "customer.") {
+		body = fmt.Appendf(body, subscription, org, org, "si_"+org, occurred.Unix()+2592000, occurred.Unix(), 1+i%100)
 	} else {
 		body = fmt.Appendf(body, invoice, fmt.Sprint("in_", i), org, org)
 	}

@@ -35,7 +35,7 @@ type options struct {
 	role, brokers, prefix, only  string
 	runs, events, orgs, sessions int
 	partitions                   int
-	state                        string
+	state, profile               string
 }
 
 func main() {
@@ -44,6 +44,7 @@ func main() {
 	flag.StringVar(&o.brokers, "brokers", "", "a cluster to use instead of an Apache Kafka of its own")
 	flag.StringVar(&o.prefix, "prefix", "", "of a child's topics")
 	flag.StringVar(&o.state, "state", "", "folder of a child's state")
+	flag.StringVar(&o.profile, "profile", "", "file for a CPU profile of what is measured; the last run of the processor or the loop stands")
 	flag.StringVar(&o.only, "only", "processor,loop,streams", "competitors, by name")
 	flag.IntVar(&o.runs, "runs", 5, "interleaved runs of each competitor")
 	flag.IntVar(&o.events, "events", 200_000, "events of a run")
@@ -73,7 +74,7 @@ var competitors = []competitor{
 }
 
 func self(role string, o options) (*measure.Child, error) {
-	return measure.Self("-role", role, "-brokers", o.brokers, "-prefix", o.prefix, "-state", o.state,
+	return measure.Self("-role", role, "-brokers", o.brokers, "-prefix", o.prefix, "-state", o.state, "-profile", o.profile,
 		"-partitions", fmt.Sprint(o.partitions), "-sessions", fmt.Sprint(o.sessions))
 }
 
@@ -189,14 +190,28 @@ func race(ctx context.Context, o options, c competitor) (f figures, err error) {
 	if err != nil {
 		return f, err
 	}
+	if err := o.tell(c, child, "profile"); err != nil {
+		return f, err
+	}
 	to, err := mark(ctx, w, child, o.events)
 	if err != nil {
+		return f, err
+	}
+	if err := o.tell(c, child, "done"); err != nil {
 		return f, err
 	}
 	f.memory, err = child.PeakMemory()
 	done := float64(to.done - from.done)
 	f.rate, f.micros = done/to.at.Sub(from.at).Seconds(), float64((to.cpu-from.cpu).Microseconds())/done
 	return f, err
+}
+
+// tell a child of ours where a profile begins and ends, when one is asked for.
+func (o options) tell(c competitor, child *measure.Child, line string) error {
+	if o.profile == "" || c.group == groupStreams {
+		return nil
+	}
+	return child.Ask(line, new(string))
 }
 
 // point is where a competitor stood at a time.

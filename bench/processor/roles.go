@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"path/filepath"
 	"runtime/pprof"
 	"time"
 
@@ -29,20 +28,29 @@ const (
 	age   = 25 * time.Millisecond
 )
 
-// while runs a competitor until the parent goes away.
-func while(ctx context.Context, run func(context.Context) error) error {
+// while runs a competitor until the parent goes away. It writes a profile from the line "profile" to the line "done".
+func while(ctx context.Context, o options, run func(context.Context) error) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	done := make(chan error, 1)
+	done := make(chan struct{})
 	go func() {
-		err := run(ctx)
-		if err != nil {
+		defer close(done)
+		if err := run(ctx); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
-		done <- nil
 	}()
-	err := measure.Obey("ready", func(string) (any, error) { return nil, nil })
+	err := measure.Obey("ready", func(line string) (any, error) {
+		if line == "done" {
+			pprof.StopCPUProfile()
+			return "ok", nil
+		}
+		f, err := os.Create(o.profile)
+		if err != nil {
+			return nil, err
+		}
+		return "ok", pprof.StartCPUProfile(f)
+	})
 	cancel()
 	<-done
 	return err
@@ -72,32 +80,14 @@ func runProcessor(ctx context.Context, o options) error {
 	if err != nil {
 		return err
 	}
-	stop, err := profile()
-	if err != nil {
-		return err
-	}
-	defer stop()
-	return while(ctx, group.Run)
-}
-
-// profile writes a CPU profile where WEBHOOKS_BENCH_PROFILE says.
-func profile() (stop func(), err error) {
-	path := os.Getenv("WEBHOOKS_BENCH_PROFILE")
-	if path == "" {
-		return func() {}, nil
-	}
-	f, err := os.Create(filepath.Clean(path))
-	if err != nil {
-		return nil, err
-	}
-	return func() { pprof.StopCPUProfile(); _ = f.Close() }, pprof.StartCPUProfile(f)
+	return while(ctx, o, group.Run)
 }
 
 const groupLoop = "loop"
 
 // runLoop is franz-go's own transactional session: consume, produce the same bytes, commit; no state.
 func runLoop(ctx context.Context, o options) error {
-	return while(ctx, func(ctx context.Context) error {
+	return while(ctx, o, func(ctx context.Context) error {
 		var sessions errgroup.Group
 		for i := range max(o.sessions, 1) {
 			sessions.Go(func() error { return loop(ctx, o, i) })
