@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -305,10 +306,10 @@ func (s *service) newProcessor(c settings.Processor) (*processor.Processor, erro
 		return nil, err
 	}
 	return processor.New(processor.Config{
-		Kafka: s.kafka, StateDir: s.stateDir(), Plans: set,
+		Kafka: s.kafka, StateDir: s.stateDir(), Sessions: sessions(c.ProcessorSessions), Plans: set,
 		DedupeRetention: c.DedupeRetention.Default, DedupeBySource: c.DedupeRetention.BySource,
 		EndpointsPerOrg: c.EndpointsPerOrg, EndpointDefaults: endpointDefaults(c.EndpointDefaults),
-		FlushInterval: time.Duration(c.ClickHouseFlushInterval),
+		EntitlementsMaxAge: time.Duration(c.EntitlementsMaxAge), FlushInterval: time.Duration(c.ClickHouseFlushInterval),
 	}, processor.Deps{
 		Tables: processor.Tables{
 			Billing: s.tables[schemas.Billing], Entitlements: s.tables[schemas.Entitlements],
@@ -317,6 +318,17 @@ func (s *service) newProcessor(c settings.Processor) (*processor.Processor, erro
 		Auth: httpapi.AdminKey(string(c.AdminAPIKey)), Keys: keyring,
 		ClickHouse: s.rows.conn, Migrate: s.rows.migrate, Log: s.log, Registerer: s.reg,
 	})
+}
+
+// maxSessions is what a processor runs of itself at most: each has clients and memory of its own.
+const maxSessions = 4
+
+// sessions is how many a processor runs of each group: one a processor of the machine, when nobody says.
+func sessions(set int) int {
+	if set > 0 {
+		return set
+	}
+	return min(runtime.GOMAXPROCS(0), maxSessions)
 }
 
 func (s *service) newDeliverer(c settings.Deliverer, guard *netguard.Guard) (*deliverer.Deliverer, error) {

@@ -49,6 +49,8 @@ type Config struct {
 	// DedupeRetention is how long an event is recognised when it is sent again; DedupeBySource replaces it for a source.
 	DedupeRetention time.Duration
 	DedupeBySource  map[string]time.Duration
+	// EntitlementsMaxAge is how far behind entitlements may be that are answered while Kafka cannot be reached.
+	EntitlementsMaxAge time.Duration
 	// EndpointsPerOrg bounds the endpoints of an organization; EndpointDefaults hold where one does not say otherwise.
 	EndpointsPerOrg  int
 	EndpointDefaults resource.Defaults
@@ -111,7 +113,7 @@ func New(cfg Config, deps Deps) (p *Processor, err error) {
 		Billing: deps.Tables.Billing, Entitlements: deps.Tables.Entitlements,
 		Endpoints: deps.Tables.Endpoints, Connections: deps.Tables.Connections,
 	}
-	api.New(cfg.Plans, tables, deps.ClickHouse, deps.Log).Routes(router)
+	api.New(api.Config{Plans: cfg.Plans, EntitlementsMaxAge: cfg.EntitlementsMaxAge}, tables, deps.ClickHouse, deps.Log).Routes(router)
 	types, err := eventtypes.Load()
 	if err != nil {
 		return nil, err

@@ -41,6 +41,7 @@ type Run struct {
 	Embedded
 	Plans
 	Dedupe
+	State
 	EndpointLimits
 	EndpointDefaults
 	Guard
@@ -71,6 +72,7 @@ type Processor struct {
 	ClickHouse
 	Plans
 	Dedupe
+	State
 	EndpointLimits
 	EndpointDefaults
 }
@@ -164,6 +166,12 @@ type Plans struct {
 // Dedupe is how long a source event is remembered.
 type Dedupe struct {
 	DedupeRetention Retention `group:"Sources" name:"dedupe-retention" env:"DEDUPE_RETENTION" default:"192h; stripe=768h" placeholder:"DURATION" help:"How long a source's event is remembered, so that a repeat has no effect, up to 768h; by source with SOURCE=DURATION."`
+}
+
+// State is how the processor works on state and answers from it.
+type State struct {
+	ProcessorSessions  int      `group:"Process" name:"processor-sessions" env:"PROCESSOR_SESSIONS" default:"0" placeholder:"COUNT" help:"Transactions that each group of tasks has open side by side. 0: as many as there are CPUs, up to 4."`
+	EntitlementsMaxAge Positive `group:"Billing" name:"entitlements-max-age" env:"ENTITLEMENTS_MAX_AGE" default:"1h" placeholder:"DURATION" help:"How far behind entitlements may be that are answered while Kafka cannot be reached; beyond it 503. The header Age says how far."`
 }
 
 // EndpointLimits bound what an organization may have.

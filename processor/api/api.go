@@ -3,8 +3,8 @@
 //
 // Everything but the audit log is read from this instance's copies of the public tables. A management read first waits
 // until the copy holds all that was committed when the request came, so that a client sees its own writes through
-// whichever instance; a read of entitlements does not, because it must answer at once and without Kafka, and is
-// current within the copy's age. The audit log is read from ClickHouse, and is 503 without it. The package changes
+// whichever instance; a read of entitlements does not, because it must answer at once and without Kafka: it says the
+// copy's age, and is refused beyond Config.EntitlementsMaxAge. The audit log is read from ClickHouse, and is 503 without it. The package changes
 // nothing: every write enters at ingest.
 package api
 
@@ -42,8 +42,9 @@ type Table interface {
 	Get(key []byte) (value []byte, ok bool, err error)
 	Scan(prefix []byte, fn func(key, value []byte) bool) error
 	OnChange(fn func(key, value []byte))
-	// Check is nil once the copy has been current.
+	// Check is nil once the copy has been current; Age is for how long it may have missed changes since.
 	Check(ctx context.Context) error
+	Age() time.Duration
 	// WaitCurrent waits for the partition of one routing key, WaitAllCurrent for every partition.
 	WaitCurrent(ctx context.Context, routingKey string) error
 	WaitAllCurrent(ctx context.Context) error
@@ -54,9 +55,16 @@ type Tables struct {
 	Billing, Entitlements, Endpoints, Connections Table
 }
 
+// Config is what the operator decides.
+type Config struct {
+	Plans *plans.Plans
+	// EntitlementsMaxAge is how far behind entitlements may be that are answered.
+	EntitlementsMaxAge time.Duration
+}
+
 // Reads answers requests.
 type Reads struct {
-	plans       *plans.Plans
+	cfg         Config
 	tables      Tables
 	connections *connectionIndex
 	audit       driver.Conn
@@ -64,8 +72,8 @@ type Reads struct {
 }
 
 // New makes Reads. It must be called before the copies run. audit is ClickHouse.
-func New(p *plans.Plans, tables Tables, audit driver.Conn, log *slog.Logger) *Reads {
-	r := &Reads{plans: p, tables: tables, connections: newConnectionIndex(), audit: audit, log: log}
+func New(cfg Config, tables Tables, audit driver.Conn, log *slog.Logger) *Reads {
+	r := &Reads{cfg: cfg, tables: tables, connections: newConnectionIndex(), audit: audit, log: log}
 	tables.Connections.OnChange(r.connections.change)
 	return r
 }
@@ -88,6 +96,12 @@ func (r *Reads) entitlements(ctx *fasthttp.RequestCtx, _ httpapi.Principal) erro
 	if err := r.barrier(ctx, r.tables.Entitlements.Check); err != nil {
 		return err
 	}
+	age := r.tables.Entitlements.Age()
+	if age > r.cfg.EntitlementsMaxAge {
+		return httpapi.Unavailable("entitlements_stale", "This instance has been cut off for %s; what it knows may be wrong by now.",
+			age.Round(time.Second))
+	}
+	ctx.Response.Header.Set("Age", strconv.Itoa(int(age.Seconds()))) // RFC 9111 §5.1
 	org := httpapi.Org(ctx)
 	snapshot := &webhooksv1.TenantCapabilitySnapshot{}
 	found, err := get(r.tables.Entitlements, org, snapshot)
@@ -95,7 +109,7 @@ func (r *Reads) entitlements(ctx *fasthttp.RequestCtx, _ httpapi.Principal) erro
 		return err
 	}
 	if !found {
-		snapshot = billing.None(org, r.plans)
+		snapshot = billing.None(org, r.cfg.Plans)
 	}
 	httpapi.SetETag(ctx, snapshot.Version)
 	// A poller that has this version already is told so in a few bytes.

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
 	"github.com/stretchr/testify/require"
@@ -33,6 +34,7 @@ type fakeTable struct {
 	watch    func(key, value []byte)
 	cutOff   bool
 	unread   bool
+	age      time.Duration
 	barriers []string
 }
 
@@ -63,6 +65,8 @@ func (f *fakeTable) Check(context.Context) error {
 	}
 	return nil
 }
+
+func (f *fakeTable) Age() time.Duration { return f.age }
 
 func (f *fakeTable) OnChange(fn func(key, value []byte)) { f.watch = fn }
 
@@ -95,17 +99,17 @@ func (f *fakeTable) set(key string, value []byte) {
 
 // rig is the API over tables in memory.
 type rig struct {
-	t                                             *testing.T
+	t                                             testing.TB
 	billing, entitlements, endpoints, connections *fakeTable
 	handler                                       fasthttp.RequestHandler
 }
 
-func newRig(t *testing.T, audit driver.Conn) *rig {
+func newRig(t testing.TB, audit driver.Conn) *rig {
 	table := func() *fakeTable { return &fakeTable{records: map[string][]byte{}} }
 	r := &rig{t: t, billing: table(), entitlements: table(), endpoints: table(), connections: table()}
 	log := slog.New(slog.DiscardHandler)
 	router := httpapi.NewRouter(httpapi.AdminKey(admin), log)
-	New(plans.Builtin(), Tables{r.billing, r.entitlements, r.endpoints, r.connections}, audit, log).Routes(router)
+	New(Config{Plans: plans.Builtin(), EntitlementsMaxAge: time.Minute}, Tables{r.billing, r.entitlements, r.endpoints, r.connections}, audit, log).Routes(router)
 	r.handler = router.Handler()
 	return r
 }
@@ -165,6 +169,20 @@ func TestEntitlementsAreNotAnsweredFromACopyThatIsStillBeingRead(t *testing.T) {
 	r := newRig(t, nil)
 	r.entitlements.unread = true
 	require.Equal(t, http.StatusServiceUnavailable, r.get("/v1/orgs/org_1/entitlements").Response.StatusCode())
+}
+
+func TestEntitlementsSayHowOldTheyMayBe(t *testing.T) {
+	r := newRig(t, nil)
+	r.entitlements.age = 42*time.Second + 900*time.Millisecond
+	ctx := r.get("/v1/orgs/org_1/entitlements")
+	require.Equal(t, http.StatusOK, ctx.Response.StatusCode())
+	require.Equal(t, "42", string(ctx.Response.Header.Peek("Age")))
+
+	r.entitlements.age = time.Minute + time.Millisecond
+	ctx = r.get("/v1/orgs/org_1/entitlements")
+	require.Equal(t, http.StatusServiceUnavailable, ctx.Response.StatusCode(), "older than is allowed")
+	require.Contains(t, string(ctx.Response.Body()), "entitlements_stale")
+	require.NotEmpty(t, ctx.Response.Header.Peek("Retry-After"))
 }
 
 func TestBilling(t *testing.T) {
