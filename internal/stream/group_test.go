@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
 
 	"github.com/betterdata/webhooks/internal/kafka"
@@ -78,4 +79,19 @@ func TestStateComesBack(t *testing.T) {
 			})
 		})
 	}
+}
+
+func TestNotReadyBetweenAnAssignmentAndItsOffsets(t *testing.T) {
+	g, err := New(counterSpec(), Config{StateDir: t.TempDir()}, testLog(t), prometheus.NewRegistry())
+	require.NoError(t, err)
+	s := g.sessions[0]
+	s.owned = map[int32]*owned{}
+	s.report()
+	require.ErrorIs(t, s.status(), errJoining)
+	s.mail.synced(map[string][]int32{counterIn: {0, 1}})
+	s.report()
+	require.ErrorIs(t, s.status(), errRestoring)
+	s.mail.synced(nil)
+	s.report()
+	require.NoError(t, s.status(), "nothing is assigned: there is nothing to wait for")
 }

@@ -95,6 +95,18 @@ func (m *mailbox) isSynced() bool {
 	return m.isJoined
 }
 
+// awaited is how many partitions are assigned whose offsets have not come yet.
+func (m *mailbox) awaited(owned map[int32]*owned) (n int) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for id := range m.assigned {
+		if owned[id] == nil {
+			n++
+		}
+	}
+	return n
+}
+
 // take empties the box.
 func (m *mailbox) take() (letters []letter, yield bool) {
 	m.mu.Lock()

@@ -248,7 +248,7 @@ func (s *session) advance() error {
 
 // report updates what others see: readiness, lag.
 func (s *session) report() {
-	restoring := 0
+	restoring := s.mail.awaited(s.owned)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for id, o := range s.owned {
