@@ -65,6 +65,12 @@ func (c *Child) Ask(line string, values ...any) error {
 	return err
 }
 
+// Kill ends the child at once.
+func (c *Child) Kill() {
+	_ = c.cmd.Process.Kill()
+	_ = c.cmd.Wait()
+}
+
 // Stop lets the child end, and kills it when it does not within ten seconds.
 func (c *Child) Stop() {
 	_ = c.in.Close()

@@ -2,7 +2,7 @@
 // event and memory. Beside it, in the same run and on the same events, it runs franz-go's own transactional consume →
 // produce loop without state, and the same job in Kafka Streams (exactly-once v2, RocksDB).
 //
-//	go run ./bench/processor [-runs 5] [-events 200000] [-orgs 1000] [-partitions 8] [-sessions 0] [-only processor,loop,streams]
+//	go run ./bench/processor [-runs 5] [-events 200000] [-orgs 1000] [-partitions 8] [-sessions 2] [-only processor,loop,streams]
 //
 // Every run has topics of its own, filled before the competitor starts. A competitor is measured from the time that it
 // has committed a third of the events until it has committed all, so that neither its start nor, with Kafka Streams, the
@@ -49,7 +49,7 @@ func main() {
 	flag.IntVar(&o.runs, "runs", 5, "interleaved runs of each competitor")
 	flag.IntVar(&o.events, "events", 200_000, "events of a run")
 	flag.IntVar(&o.orgs, "orgs", 1000, "organizations")
-	flag.IntVar(&o.sessions, "sessions", 0, "sessions of the processor and of the loop, threads of Kafka Streams; 0 is the service's own default")
+	flag.IntVar(&o.sessions, "sessions", min(runtime.GOMAXPROCS(0), 4), "sessions of the processor and of the loop, threads of Kafka Streams; the default is the service's own")
 	flag.IntVar(&o.partitions, "partitions", 8, "KAFKA_PARTITIONS")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)

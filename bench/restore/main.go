@@ -1,0 +1,141 @@
+// Command restore measures how long a group of tasks takes from its start until it is at work, by the size of its state:
+// cold, with an empty state folder, when all of the changelog is read; and warm, started again after a SIGKILL, when only
+// its tail is. Beside it, in the same run, a plain consumer reads the same changelog and keeps nothing.
+//
+//	go run ./bench/restore [-runs 3] [-keys 1000000] [-key 36] [-value 64] [-partitions 8]
+//
+// 36 and 64 bytes are a small state record of 100 B. -value 2000 is a state of payloads; -key 18 -value 3 -keys 100000000
+// is the dedupe of a hundred million events. The state is on a topic of a real Apache Kafka before anything is measured.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"runtime"
+	"strings"
+	"time"
+
+	"github.com/betterdata/webhooks/bench/measure"
+	"github.com/betterdata/webhooks/internal/kafka"
+	"github.com/betterdata/webhooks/internal/testenv"
+)
+
+// options are the flags; children get those of their parent.
+type options struct {
+	role, brokers, state                         string
+	runs, keys, keyBytes, valueBytes, partitions int
+}
+
+func main() {
+	var o options
+	flag.StringVar(&o.role, "role", "", "of a child")
+	flag.StringVar(&o.brokers, "brokers", "", "a cluster to use instead of an Apache Kafka of its own")
+	flag.StringVar(&o.state, "state", "", "folder of a child's state")
+	flag.IntVar(&o.runs, "runs", 3, "interleaved runs")
+	flag.IntVar(&o.keys, "keys", 1_000_000, "state records")
+	flag.IntVar(&o.keyBytes, "key", 36, "bytes of a key, 8 or more")
+	flag.IntVar(&o.valueBytes, "value", 64, "bytes of a value")
+	flag.IntVar(&o.partitions, "partitions", 8, "KAFKA_PARTITIONS")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	defer stop()
+	roles := map[string]func(context.Context, options) error{"": compare, "group": runGroup, "consumer": runConsumer}
+	if err := roles[o.role](ctx, o); err != nil {
+		fmt.Fprintln(os.Stderr, "bench/restore:", err)
+		os.Exit(1)
+	}
+}
+
+func (o options) cluster() kafka.Config {
+	return kafka.Config{Brokers: strings.Split(o.brokers, ","), TopicPrefix: "restore.", Partitions: int32(o.partitions), ReplicationFactor: 1}
+}
+
+func compare(ctx context.Context, o options) error {
+	where := "Kafka at " + o.brokers
+	if o.brokers == "" {
+		broker, err := testenv.StartKafka(ctx, 1, "-Xmx1g", "-Xms1g")
+		if err != nil {
+			return err
+		}
+		defer broker.Close()
+		o.brokers, where = broker.Addrs()[0], "Apache Kafka in a process of its own"
+	}
+	fmt.Printf("%s %s/%s, %d CPUs; %s, %d partitions\n", runtime.Version(), runtime.GOOS, runtime.GOARCH, runtime.NumCPU(), where, o.partitions)
+	fmt.Printf("%d state records of %d B\n\n", o.keys, o.keyBytes+o.valueBytes)
+	if err := fill(ctx, o); err != nil {
+		return err
+	}
+	var cold, warm, reference []float64
+	for run := range o.runs {
+		f, err := race(o)
+		if err != nil {
+			return err
+		}
+		fmt.Printf("run %d  cold %6.2f s  warm %6.2f s  plain consumer %6.2f s; CPU cold %5.1f s, plain %5.1f s; memory cold %d MB, warm %d MB\n",
+			run+1, f.cold.seconds, f.warm.seconds, f.consumer.seconds, f.cold.cpu, f.consumer.cpu, f.cold.memory>>20, f.warm.memory>>20)
+		cold, warm, reference = append(cold, f.cold.seconds), append(warm, f.warm.seconds), append(reference, f.consumer.seconds)
+	}
+	c, megabytes := measure.Median(cold), float64(o.keys*(o.keyBytes+o.valueBytes))/1e6
+	fmt.Printf("\nmedians: cold %.2f s (%.0f keys/s, %.0f MB/s), %.2f times the plain consumer's; warm %.2f s\n",
+		c, float64(o.keys)/c, megabytes/c, c/measure.Median(reference), measure.Median(warm))
+	return nil
+}
+
+// start is what one start took.
+type start struct {
+	seconds, cpu float64
+	memory       int64
+}
+
+type figures struct{ cold, warm, consumer start }
+
+// race starts each once: the plain consumer, the group with nothing on disk, and the group again after a SIGKILL.
+func race(o options) (f figures, err error) {
+	if o.state, err = os.MkdirTemp("", "webhooks-bench-"); err != nil {
+		return f, err
+	}
+	defer os.RemoveAll(o.state)
+	if f.consumer, err = begin(o, "consumer"); err != nil {
+		return f, fmt.Errorf("plain consumer: %w", err)
+	}
+	if f.cold, err = begin(o, "group"); err != nil {
+		return f, fmt.Errorf("cold start: %w", err)
+	}
+	if f.warm, err = begin(o, "group"); err != nil {
+		return f, fmt.Errorf("warm start: %w", err)
+	}
+	return f, nil
+}
+
+// begin starts a child and kills it once it is at work.
+func begin(o options, role string) (s start, err error) {
+	child, err := measure.Self("-role", role, "-brokers", o.brokers, "-state", o.state, "-partitions", fmt.Sprint(o.partitions),
+		"-keys", fmt.Sprint(o.keys))
+	if err != nil {
+		return s, err
+	}
+	defer child.Kill()
+	if err := child.Ask("wait", &s.seconds); err != nil {
+		return s, err
+	}
+	cpu, errCPU := child.CPU()
+	memory, errMemory := child.PeakMemory()
+	s.cpu, s.memory = cpu.Seconds(), memory
+	return s, errors.Join(errCPU, errMemory)
+}
+
+// await polls until check is nil and says how long that took.
+func await(ctx context.Context, began time.Time, check func() error) (float64, error) {
+	for check() != nil {
+		select {
+		case <-ctx.Done():
+			return 0, ctx.Err()
+		case <-time.After(2 * time.Millisecond):
+		}
+	}
+	return time.Since(began).Seconds(), nil
+}

@@ -1,0 +1,127 @@
+package main
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"os"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/betterdata/webhooks/bench/measure"
+	"github.com/betterdata/webhooks/internal/kafka"
+	"github.com/betterdata/webhooks/internal/stream"
+	"github.com/betterdata/webhooks/schemas"
+)
+
+const (
+	group = "restore"
+	input = schemas.Inbound
+	// state is a topic that does not drop records by age, as they have none.
+	state = schemas.Billing
+)
+
+// fill writes the state's changelog, and where the group is in its input: a group that has state and no offset refuses
+// to start.
+func fill(ctx context.Context, o options) error {
+	cluster, log := o.cluster(), slog.New(slog.DiscardHandler)
+	if err := kafka.EnsureTopics(ctx, cluster, log); err != nil {
+		return err
+	}
+	client, err := kafka.NewProducer(cluster, kafka.ProducerLimits{Records: 100_000, Bytes: 256 << 20, Timeout: time.Minute, Linger: 5 * time.Millisecond}, log)
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	promise := kgo.AbortingFirstErrPromise(client)
+	random := rand.NewChaCha8([32]byte{})
+	for i := range o.keys {
+		content := make([]byte, o.keyBytes+o.valueBytes)
+		_, _ = random.Read(content) // never fails
+		key := content[:o.keyBytes]
+		binary.LittleEndian.PutUint64(key[o.keyBytes-8:], uint64(i)) // no key twice
+		client.Produce(ctx, &kgo.Record{
+			Topic: cluster.Topic(state), Partition: int32(i % o.partitions), Key: key, Value: content[o.keyBytes:],
+		}, promise.Promise())
+	}
+	if err := promise.Err(); err != nil {
+		return fmt.Errorf("fill %s: %w", state, err)
+	}
+	offsets := kadm.Offsets{}
+	for id := range cluster.Partitions {
+		offsets.Add(kadm.Offset{Topic: cluster.Topic(input), Partition: id, LeaderEpoch: -1})
+	}
+	return kadm.NewClient(client).CommitAllOffsets(ctx, cluster.Topic(group), offsets)
+}
+
+// idle is a task that has state and nothing to do.
+type idle struct{}
+
+func (idle) Process(*stream.Tx, *kgo.Record) error { return nil }
+func (idle) Advance(*stream.Tx, time.Time) error   { return nil }
+func (idle) Settled(bool)                          {}
+func (idle) Full() bool                            { return false }
+func (idle) Close()                                {}
+func (idle) Drain(context.Context)                 {}
+
+// runGroup answers, once, how many seconds passed until the group was at work.
+func runGroup(ctx context.Context, o options) error {
+	began := time.Now()
+	spec := stream.Spec{
+		Group: group, Input: input, Stores: []stream.StoreSpec{{Topic: state}},
+		NewTask: func(*stream.Partition) (stream.Task, error) { return idle{}, nil },
+	}
+	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelError}))
+	g, err := stream.New(spec, stream.Config{Kafka: o.cluster(), StateDir: o.state}, log, prometheus.NewRegistry())
+	if err != nil {
+		return err
+	}
+	failed := make(chan error, 1)
+	go func() { failed <- g.Run(ctx) }()
+	return measure.Obey("started", func(string) (any, error) {
+		return await(ctx, began, func() error {
+			select {
+			case err := <-failed:
+				panic(err)
+			default:
+				return g.Check(ctx)
+			}
+		})
+	})
+}
+
+// runConsumer answers, once, how many seconds a plain consumer took to read it all.
+func runConsumer(ctx context.Context, o options) error {
+	began, cluster := time.Now(), o.cluster()
+	from := map[int32]kgo.Offset{}
+	for id := range cluster.Partitions {
+		from[id] = kgo.NewOffset().AtStart()
+	}
+	client, err := kgo.NewClient(append(kafka.Options(cluster, slog.New(slog.DiscardHandler)),
+		kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{cluster.Topic(state): from}), kgo.FetchIsolationLevel(kgo.ReadCommitted()),
+		kgo.FetchMaxBytes(64<<20), kgo.FetchMaxPartitionBytes(4<<20))...)
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	var read atomic.Int64
+	go func() {
+		for ctx.Err() == nil {
+			read.Add(int64(client.PollRecords(ctx, 20_000).NumRecords()))
+		}
+	}()
+	return measure.Obey("started", func(string) (any, error) {
+		return await(ctx, began, func() error {
+			if n := read.Load(); n < int64(o.keys) {
+				return fmt.Errorf("%d records read", n)
+			}
+			return nil
+		})
+	})
+}
