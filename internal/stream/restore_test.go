@@ -7,6 +7,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+	dto "github.com/prometheus/client_model/go"
 	"github.com/stretchr/testify/require"
 	"github.com/twmb/franz-go/pkg/kgo"
 
@@ -193,4 +195,35 @@ func TestAnInterruptedRestoreMakesAStoreNoYounger(t *testing.T) {
 	require.Equal(t, former, age())
 	require.NoError(t, restoring.apply(restoring.began))
 	require.Equal(t, began, age(), "at its target it is as current as the log was when reading began")
+}
+
+func valueOf(t *testing.T, m prometheus.Metric) float64 {
+	t.Helper()
+	var out dto.Metric
+	require.NoError(t, m.Write(&out))
+	return out.GetCounter().GetValue() + out.GetGauge().GetValue() // it is one of them
+}
+
+func TestAPartitionThatComesBackIsNotRestoredAgain(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, cfg kafka.Config) {
+		c := newClient(t, cfg)
+		in := numbers(2000, 100)
+		first := begin(t, counterSpec(), config(cfg, t.TempDir())).ready()
+		c.produce(counterIn, in[:1900]...)
+		c.requireExact(1900, in[:1900])
+		require.Zero(t, valueOf(t, first.metrics.restored), "there was nothing to restore")
+
+		second := begin(t, counterSpec(), config(cfg, t.TempDir())).ready()
+		testenv.Eventually(t, time.Minute, func() bool { return valueOf(t, second.metrics.partitions) > 0 }, "some partitions to move")
+		require.Positive(t, valueOf(t, second.metrics.restored), "they were new there")
+		c.produce(counterIn, in[1900:]...)
+		c.requireExact(2000, in)
+		second.stop()
+
+		testenv.Eventually(t, time.Minute, func() bool { return valueOf(t, first.metrics.partitions) == float64(cfg.Partitions) }, "them to come back")
+		// A state record and a marker, or a few, for each of the inputs meanwhile.
+		require.Less(t, valueOf(t, first.metrics.restored), 300.0, "only what was written elsewhere is read")
+		require.Zero(t, valueOf(t, first.metrics.wiped))
+	})
 }
