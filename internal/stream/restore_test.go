@@ -160,6 +160,34 @@ func TestRestoreEndsWhereNothingIsLeftToRead(t *testing.T) {
 	})
 }
 
+func TestOfTheRecordsOfAKeyTheNewestIsRestored(t *testing.T) {
+	db, err := store.OpenMemory()
+	require.NoError(t, err)
+	defer func() { require.NoError(t, db.Close()) }()
+	st, err := db.Acquire(0, []string{counterState})
+	require.NoError(t, err)
+	spec := counterSpec()
+	restoring := &tail{o: &owned{spec: &spec, store: st, topics: make([][16]byte, 1)}, batch: st.Batch()}
+	for i, r := range []struct{ key, value string }{
+		{"b", "1"}, {"gone", "1"}, {"a", "1"}, {"back", ""}, {"b", "2"}, {"gone", ""}, {"back", "2"}, {"b", "3"},
+	} {
+		record := &kgo.Record{Offset: int64(i), Key: []byte(r.key)}
+		if r.value != "" {
+			record.Value = []byte(r.value)
+		}
+		restoring.add(record)
+	}
+	require.NoError(t, restoring.apply(time.Now()))
+	it, err := st.Scan(0, nil, nil)
+	require.NoError(t, err)
+	var got []string
+	for ; it.Valid(); it.Next() {
+		got = append(got, string(it.Key())+"="+string(it.Value()))
+	}
+	require.NoError(t, it.Close())
+	require.Equal(t, []string{"a=1", "b=3", "back=2"}, got)
+}
+
 // A store that is being brought up to date is as old as it was until it is.
 func TestAnInterruptedRestoreMakesAStoreNoYounger(t *testing.T) {
 	ctx := context.Background()
