@@ -142,19 +142,23 @@ const lockFile = "LOCK"
 func load(dir string, fs vfs.FS, lock *pebble.Lock, opts Options, log *slog.Logger) (*DB, error) {
 	cache := pebble.NewCache(opts.CacheBytes)
 	defer cache.Unref()
-	p, err := pebble.Open(dir, &pebble.Options{
+	options := &pebble.Options{
 		FS:           fs,
 		Lock:         lock,
 		Cache:        cache,
 		MemTableSize: opts.MemTableBytes,
 		Logger:       logger{log},
 		// Kafka is the log of record; an hour of replay is not worth a sync.
-		WALBytesPerSync:            1 << 20,
-		BytesPerSync:               1 << 20,
-		Levels:                     levels(),
+		WALBytesPerSync: 1 << 20,
+		BytesPerSync:    1 << 20,
+		Levels:          levels(),
+		// Work in the background takes CPU from the tasks: files are merged half as often, and not compressed.
+		L0CompactionThreshold:      8,
 		FormatMajorVersion:         pebble.FormatNewest,
 		CompactionConcurrencyRange: func() (int, int) { return 1, 2 },
-	})
+	}
+	options.ApplyCompressionSettings(func() pebble.DBCompressionSettings { return pebble.DBCompressionNone })
+	p, err := pebble.Open(dir, options)
 	if err != nil {
 		return nil, err
 	}
