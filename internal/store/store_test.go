@@ -78,6 +78,25 @@ func TestStoresAndPartitionsAreApart(t *testing.T) {
 	require.Equal(t, []string{"ik", "il"}, keys(t, it, err))
 }
 
+func TestSortedReadsFindWhatSingleOnesDo(t *testing.T) {
+	db := memory(t)
+	a, b := acquire(t, db, 1, "x", "y"), acquire(t, db, 2, "x")
+	put(t, a, 0, "", "a", "ab", "b", "\xff")
+	put(t, a, 1, "c")
+	put(t, b, 0, "d")
+	batch := a.Batch()
+	batch.Delete(0, []byte("b"))
+	require.NoError(t, batch.Commit())
+
+	asked := [][]byte{[]byte(""), []byte("a"), []byte("aa"), []byte("ab"), []byte("b"), []byte("c"), []byte("d"), []byte("\xff")}
+	for range 2 { // in memory, and in a file with its filter
+		found := map[string]string{}
+		require.NoError(t, a.GetSorted(0, asked, func(i int, value []byte) { found[string(asked[i])] = string(value) }))
+		require.Equal(t, map[string]string{"": "v", "a": "va", "ab": "vab", "\xff": "v\xff"}, found)
+		require.NoError(t, db.pebble.Flush())
+	}
+}
+
 func TestScanKeepsToPrefixAndFrom(t *testing.T) {
 	p := acquire(t, memory(t), 0, "s")
 	put(t, p, 0, "a", "ab", "abc", "b", "\xff", "\xff\xff")

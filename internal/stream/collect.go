@@ -160,7 +160,7 @@ func (s *session) drainBacklogs(b *batch) error {
 }
 
 func (s *session) drainBacklog(o *owned, b *batch) error {
-	taken, before := 0, o.tx.bytes
+	taken, before, prefetched := 0, o.tx.bytes, false
 	for ; taken < len(o.backlog); taken++ {
 		r := o.backlog[taken]
 		if r.Attrs.IsControl() {
@@ -170,6 +170,12 @@ func (s *session) drainBacklog(o *owned, b *batch) error {
 		}
 		if b.inputs >= b.limit || b.bytes+o.tx.bytes-before >= s.g.cfg.BatchBytes || !o.mayTake() {
 			break
+		}
+		if !prefetched {
+			prefetched = true
+			if err := o.prefetch(o.backlog[taken:min(len(o.backlog), taken+b.limit-b.inputs)]); err != nil {
+				return err
+			}
 		}
 		now := time.Now()
 		if b.began.IsZero() {

@@ -70,11 +70,12 @@ func (c *counter) Process(tx *Tx, in *kgo.Record) error {
 	tx.Emit(counterOut, string(in.Key), &kgo.Record{Key: in.Key, Value: state})
 	return nil
 }
-func (c *counter) Advance(*Tx, time.Time) error { return nil }
-func (c *counter) Settled(bool)                 {}
-func (c *counter) Full() bool                   { return false }
-func (c *counter) Close()                       {}
-func (c *counter) Drain(context.Context)        {}
+func (c *counter) Prefetch(in *kgo.Record, read func(string, []byte)) { read(counterState, in.Key) }
+func (c *counter) Advance(*Tx, time.Time) error                       { return nil }
+func (c *counter) Settled(bool)                                       {}
+func (c *counter) Full() bool                                         { return false }
+func (c *counter) Close()                                             {}
+func (c *counter) Drain(context.Context)                              {}
 
 // running is a group at work in this process.
 type running struct {

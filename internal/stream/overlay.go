@@ -15,6 +15,8 @@ type overlay struct {
 	index   map[string]bool
 	sorted  sortedKeys // of data
 	isorted sortedKeys // of index
+	// read is what was read ahead of the store beneath; deleted means that there is none.
+	read map[string]write
 	// forgotten, when set, is the key below which everything leaves the local store before data comes into it.
 	forgotten []byte
 }
@@ -25,15 +27,24 @@ type write struct {
 }
 
 func newOverlay() *overlay {
-	return &overlay{data: map[string]write{}, index: map[string]bool{}}
+	return &overlay{data: map[string]write{}, index: map[string]bool{}, read: map[string]write{}}
 }
 
 func (o *overlay) reset() {
 	clear(o.data)
 	clear(o.index)
+	clear(o.read)
 	o.order, o.forgotten = o.order[:0], nil
 	o.sorted.reset()
 	o.isorted.reset()
+}
+
+// get returns what is known of a key without asking the store beneath.
+func (o *overlay) get(key []byte) (w write, known bool) {
+	if w, known = o.data[string(key)]; !known {
+		w, known = o.read[string(key)]
+	}
+	return w, known
 }
 
 // set returns by how many bytes the overlay grew; it may be negative.

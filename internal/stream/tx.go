@@ -116,7 +116,7 @@ func (tx *Tx) Get(store string, key []byte) (value []byte, ok bool, err error) {
 	if !ok {
 		return nil, false, tx.err
 	}
-	if w, had := tx.over[i].data[string(key)]; had {
+	if w, known := tx.over[i].get(key); known {
 		return w.value, !w.deleted, nil
 	}
 	start := len(tx.arena)

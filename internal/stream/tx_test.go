@@ -50,7 +50,7 @@ func TestATransactionSeesItsOwnWrites(t *testing.T) {
 		key := rapid.StringMatching(`[ab]{0,3}`)
 		for range rapid.IntRange(1, 60).Draw(t, "steps") {
 			k := key.Draw(t, "key")
-			switch rapid.IntRange(0, 7).Draw(t, "step") {
+			switch rapid.IntRange(0, 8).Draw(t, "step") {
 			case 0, 1, 2:
 				v := rapid.StringMatching(`[xy]{0,2}`).Draw(t, "value")
 				tx.Put("s", []byte(k), []byte(v))
@@ -75,6 +75,12 @@ func TestATransactionSeesItsOwnWrites(t *testing.T) {
 				data, index = maps.Clone(savedData), maps.Clone(savedIndex)
 			case 7:
 				requireScans(t, tx, data, index, k, key.Draw(t, "from"))
+			case 8:
+				var ahead [][]byte
+				for _, k := range rapid.SliceOf(key).Draw(t, "ahead") {
+					ahead = append(ahead, []byte(k))
+				}
+				require.NoError(t, tx.prefetch(0, ahead))
 			}
 			value, ok, err := tx.Get("s", []byte(k))
 			require.NoError(t, err)

@@ -54,6 +54,9 @@ func Types() []string {
 // Handles reports whether an event type changes billing.
 func Handles(eventType string) bool { return slices.Contains(Types(), eventType) }
 
+// Tells reports whether an event type can lead to an Update.
+func Tells(eventType string) bool { return ranks[eventType] != 0 }
+
 // State is what is kept of an organization. Apply and Expire consume the State they are given: they change its messages
 // and return them.
 type State struct {

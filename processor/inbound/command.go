@@ -91,5 +91,10 @@ func (s *sets) version(tx *stream.Tx, organization string) (uint64, error) {
 	return version, nil
 }
 
+func (s *sets) known(organization []byte) bool {
+	_, known := s.versions[string(organization)]
+	return known
+}
+
 // forget is called before a set may change. After an abort all are forgotten.
 func (s *sets) forget(organization string) { delete(s.versions, organization) }

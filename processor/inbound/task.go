@@ -120,6 +120,29 @@ func (t *task) effect(tx *stream.Tx, e *event) (result, error) {
 	return ignored, nil
 }
 
+// Prefetch names the billing record of an event's organization, and what says whom a change of it is told.
+func (t *task) Prefetch(in *kgo.Record, read func(store string, key []byte)) {
+	var source, eventType string
+	var organization []byte
+	for _, h := range in.Headers {
+		switch h.Key {
+		case schemas.HeaderSource:
+			source = string(h.Value)
+		case schemas.HeaderType:
+			eventType = string(h.Value)
+		case schemas.HeaderOrganization:
+			organization = h.Value
+		}
+	}
+	if source != schemas.SourceStripe || !billing.Handles(eventType) {
+		return
+	}
+	read(schemas.Billing, organization)
+	if billing.Tells(eventType) && !t.sets.known(organization) {
+		read(schemas.Endpoints, organization)
+	}
+}
+
 // Advance applies timers that are due and forgets what was seen too long ago.
 func (t *task) Advance(tx *stream.Tx, now time.Time) error {
 	if err := t.expire(tx, now.UnixMilli()); err != nil {
