@@ -49,7 +49,8 @@ type Config struct {
 	// DedupeRetention is how long an event is recognised when it is sent again; DedupeBySource replaces it for a source.
 	DedupeRetention time.Duration
 	DedupeBySource  map[string]time.Duration
-	// EntitlementsMaxAge is how far behind entitlements may be that are answered while Kafka cannot be reached.
+	// EntitlementsMaxAge is how far behind entitlements may be that are answered while Kafka cannot be reached; 0:
+	// however far.
 	EntitlementsMaxAge time.Duration
 	// EndpointsPerOrg bounds the endpoints of an organization; EndpointDefaults hold where one does not say otherwise.
 	EndpointsPerOrg  int

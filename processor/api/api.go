@@ -58,7 +58,7 @@ type Tables struct {
 // Config is what the operator decides.
 type Config struct {
 	Plans *plans.Plans
-	// EntitlementsMaxAge is how far behind entitlements may be that are answered.
+	// EntitlementsMaxAge is how far behind entitlements may be that are answered; 0: however far.
 	EntitlementsMaxAge time.Duration
 }
 
@@ -97,7 +97,7 @@ func (r *Reads) entitlements(ctx *fasthttp.RequestCtx, _ httpapi.Principal) erro
 		return err
 	}
 	age := r.tables.Entitlements.Age()
-	if age > r.cfg.EntitlementsMaxAge {
+	if bound := r.cfg.EntitlementsMaxAge; bound > 0 && age > bound {
 		return httpapi.Unavailable("entitlements_stale", "This instance has been cut off for %s; what it knows may be wrong by now.",
 			age.Round(time.Second))
 	}
