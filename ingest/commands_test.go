@@ -166,6 +166,7 @@ func TestPatchAndDeleteEndpoint(t *testing.T) {
 	require.Nil(t, object(t, a)["secret"])
 	cmd, r := o.last()
 	require.NotContains(t, string(r.Value), "hidden")
+	require.Nil(t, cmd.Precondition)
 	update := cmd.GetUpdateEndpoint()
 	require.JSONEq(t, `{"description":"x"}`, string(update.PatchJson))
 	require.Equal(t, []string{"X-New"}, update.Headers.Names)
@@ -177,6 +178,31 @@ func TestPatchAndDeleteEndpoint(t *testing.T) {
 	a = e.manage(http.MethodDelete, path, "")
 	require.Equal(t, 204, a.status, "%s", a.body)
 	require.Empty(t, a.body)
+}
+
+func TestIfMatchGoesToTheOwner(t *testing.T) {
+	e := startReady(t, testenv.FakeKafka(t))
+	o := startOwner(t, e.kafka, refusing(412, "precondition_failed"))
+	path := endpointsPath + "/" + id.New(id.Endpoint)
+	for _, method := range []string{http.MethodPatch, http.MethodDelete} {
+		for name, c := range map[string]struct {
+			ifMatch string
+			want    *webhooksv1.Precondition
+		}{
+			"a version":      {`"7"`, &webhooksv1.Precondition{Versions: []uint64{7}}},
+			"several":        {`"7", W/"8", "9"`, &webhooksv1.Precondition{Versions: []uint64{7, 9}}},
+			"any":            {"*", &webhooksv1.Precondition{Any: true}},
+			"no tag of ours": {`"abc"`, &webhooksv1.Precondition{}},
+		} {
+			t.Run(method+" "+name, func(t *testing.T) {
+				a := e.manage(method, path, `{}`, "If-Match", c.ifMatch)
+				require.Equal(t, 412, a.status, "%s", a.body)
+				require.Equal(t, "precondition_failed", a.problem(t).Code)
+				cmd, _ := o.last()
+				require.True(t, proto.Equal(c.want, cmd.Precondition), "%v", cmd.Precondition)
+			})
+		}
+	}
 }
 
 func TestConnections(t *testing.T) {
@@ -224,8 +250,13 @@ func testConnections(t *testing.T, connection string, processor fasthttp.Request
 	require.Equal(t, connection, cmd.GetDeleteConnection().ConnectionId)
 	require.Equal(t, "cus_7", cmd.GetDeleteConnection().Account)
 
+	require.Equal(t, 204, e.manage(http.MethodDelete, connectionsPath+"/"+connection, "", "If-Match", "*").status)
 	before := o.seen()
 	require.Equal(t, 404, e.manage(http.MethodDelete, connectionsPath+"/"+id.New(id.Connection), "").status)
+	require.Equal(t, 404, e.manage(http.MethodDelete, connectionsPath+"/"+id.New(id.Connection), "", "If-Match", `"1"`).status)
+	a = e.manage(http.MethodDelete, connectionsPath+"/"+connection, "", "If-Match", `"1"`)
+	require.Equal(t, 412, a.status, "a connection has no version")
+	require.Equal(t, "precondition_failed", a.problem(t).Code)
 	require.Equal(t, before, o.seen())
 }
 
@@ -238,18 +269,21 @@ func TestManagementRefusals(t *testing.T) {
 		headers            []string
 		status             int
 	}{
-		"no key":                {"POST", endpointsPath, newEndpoint, []string{"Authorization", ""}, 401},
-		"an unknown key":        {"POST", endpointsPath, newEndpoint, []string{"Authorization", "Bearer nope"}, 401},
-		"an org that is none":   {"POST", "/v1/orgs/a.b/endpoints", newEndpoint, nil, 404},
-		"an id that is none":    {"PATCH", endpointsPath + "/ep_1", `{}`, nil, 404},
-		"an id of another kind": {"DELETE", endpointsPath + "/" + id.New(id.Connection), ``, nil, 404},
-		"a wrong method":        {"PUT", endpointsPath, newEndpoint, nil, 405},
-		"no JSON":               {"POST", endpointsPath, `{`, nil, 400},
-		"another content type":  {"POST", endpointsPath, newEndpoint, []string{"Content-Type", "text/plain"}, 415},
-		"an unknown member":     {"POST", endpointsPath, `{"url":"https://e.com","eventTypes":["*"],"nope":1}`, nil, 422},
-		"a blocked URL":         {"PATCH", path, `{"url":7}`, nil, 422},
-		"a wrong source":        {"POST", connectionsPath, `{"source":"ebay","account":"1"}`, nil, 422},
-		"too large":             {"POST", endpointsPath, strings.Repeat(" ", 1<<20+1), nil, 413},
+		"no key":                  {"POST", endpointsPath, newEndpoint, []string{"Authorization", ""}, 401},
+		"an unknown key":          {"POST", endpointsPath, newEndpoint, []string{"Authorization", "Bearer nope"}, 401},
+		"an org that is none":     {"POST", "/v1/orgs/a.b/endpoints", newEndpoint, nil, 404},
+		"an id that is none":      {"PATCH", endpointsPath + "/ep_1", `{}`, nil, 404},
+		"an id of another kind":   {"DELETE", endpointsPath + "/" + id.New(id.Connection), ``, nil, 404},
+		"a wrong method":          {"PUT", endpointsPath, newEndpoint, nil, 405},
+		"no JSON":                 {"POST", endpointsPath, `{`, nil, 400},
+		"another content type":    {"POST", endpointsPath, newEndpoint, []string{"Content-Type", "text/plain"}, 415},
+		"an unknown member":       {"POST", endpointsPath, `{"url":"https://e.com","eventTypes":["*"],"nope":1}`, nil, 422},
+		"a blocked URL":           {"PATCH", path, `{"url":7}`, nil, 422},
+		"a wrong source":          {"POST", connectionsPath, `{"source":"ebay","account":"1"}`, nil, 422},
+		"If-Match without quotes": {"PATCH", path, `{}`, []string{"If-Match", "7"}, 400},
+		"a deletion likewise":     {"DELETE", path, ``, []string{"If-Match", ""}, 400},
+		"a connection's likewise": {"DELETE", connectionsPath + "/" + id.New(id.Connection), ``, []string{"If-Match", "7"}, 400},
+		"too large":               {"POST", endpointsPath, strings.Repeat(" ", 1<<20+1), nil, 413},
 	} {
 		t.Run(name, func(t *testing.T) {
 			a := e.manage(c.method, c.path, c.body, c.headers...)

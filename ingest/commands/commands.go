@@ -4,7 +4,8 @@
 // A write is answered only once it is durable and done: its outcome is a record of the same transaction as the change, so
 // a read that begins after the answer and passes its read barrier shows it. When no outcome comes in time the answer is
 // 202: the command is durable, and will be carried out. Commands on endpoints go to the organization's owner (topic
-// `inbound`), those on connections to the account's (`inbound.unrouted`).
+// `inbound`), those on connections to the account's (`inbound.unrouted`). The owner also judges If-Match: only there is
+// it known which version the change meets.
 //
 // Secrets leave this package sealed, or in the one answer that gives them out; they are never logged.
 package commands
@@ -130,6 +131,16 @@ func command(ctx *fasthttp.RequestCtx, p httpapi.Principal) *webhooksv1.Command 
 	return &webhooksv1.Command{
 		Id: id.New(id.Command), OrganizationId: httpapi.Org(ctx), KeyId: p.KeyID, IssuedUnixMs: time.Now().UnixMilli(),
 	}
+}
+
+// ifMatch is what the request asks of the version that it changes. Its owner judges it: here another change may be on its
+// way already.
+func ifMatch(ctx *fasthttp.RequestCtx) (*webhooksv1.Precondition, *httpapi.Problem) {
+	asked, problem := httpapi.ReadIfMatch(ctx)
+	if asked == nil {
+		return nil, problem
+	}
+	return &webhooksv1.Precondition{Any: asked.Any, Versions: asked.Versions}, nil
 }
 
 // errPending says that the command is durable and its outcome not known yet.

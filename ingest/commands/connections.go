@@ -60,9 +60,17 @@ func (c *Commands) deleteConnection(ctx *fasthttp.RequestCtx, p httpapi.Principa
 	if problem != nil {
 		return problem
 	}
+	asked, problem := httpapi.ReadIfMatch(ctx)
+	if problem != nil {
+		return problem
+	}
 	source, account, err := c.accountOf(ctx)
 	if err != nil {
 		return err
+	}
+	if asked != nil && !asked.Any {
+		return httpapi.NewProblem(http.StatusPreconditionFailed, "precondition_failed",
+			"A connection has no version, so no ETag in If-Match is its. Leave If-Match out.")
 	}
 	cmd := command(ctx, p)
 	cmd.Action = &webhooksv1.Command_DeleteConnection{

@@ -88,6 +88,9 @@ func (c *Commands) patchEndpoint(ctx *fasthttp.RequestCtx, p httpapi.Principal) 
 		return problem
 	}
 	cmd := command(ctx, p)
+	if cmd.Precondition, problem = ifMatch(ctx); problem != nil {
+		return problem
+	}
 	update, err := c.sealedPatch(endpointID, patch)
 	if err != nil {
 		return err
@@ -136,6 +139,9 @@ func (c *Commands) deleteEndpoint(ctx *fasthttp.RequestCtx, p httpapi.Principal)
 		return problem
 	}
 	cmd := command(ctx, p)
+	if cmd.Precondition, problem = ifMatch(ctx); problem != nil {
+		return problem
+	}
 	cmd.Action = &webhooksv1.Command_DeleteEndpoint{DeleteEndpoint: &webhooksv1.DeleteEndpoint{EndpointId: endpointID}}
 	return c.delete(ctx, ofOrganization(cmd.OrganizationId), cmd, endpointID)
 }

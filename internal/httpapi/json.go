@@ -36,8 +36,10 @@ func WriteRaw(ctx *fasthttp.RequestCtx, status int, body []byte) {
 
 // SetETag sets the strong validator of a versioned object.
 func SetETag(ctx *fasthttp.RequestCtx, version uint64) {
-	ctx.Response.Header.Set(fasthttp.HeaderETag, `"`+strconv.FormatUint(version, 10)+`"`)
+	ctx.Response.Header.Set(fasthttp.HeaderETag, etag(version))
 }
+
+func etag(version uint64) string { return `"` + strconv.FormatUint(version, 10) + `"` }
 
 // JSONBody is the request's body, once its headers say that it is plain JSON: 415 otherwise. The bytes are valid until
 // the handler returns.

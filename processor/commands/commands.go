@@ -5,6 +5,8 @@
 // under the bare <org> the EndpointSet, whose version grows by one with every change and which is written after it.
 // Whoever sees version n of the set has seen every change up to n.
 //
+// Of two commands that name the same version (If-Match) the second meets another and is refused with 412.
+//
 // A command that cannot be applied is refused, and the refusal is its outcome. An error is returned only when the state
 // itself cannot be read.
 package commands
@@ -103,9 +105,9 @@ func (a *Applier) Apply(state State, cmd *webhooksv1.Command, now time.Time) (Re
 	case *webhooksv1.Command_CreateEndpoint:
 		endpoint, problem, err = a.create(org, action.CreateEndpoint)
 	case *webhooksv1.Command_UpdateEndpoint:
-		endpoint, problem, err = a.update(org, action.UpdateEndpoint)
+		endpoint, problem, err = a.update(org, cmd.Precondition, action.UpdateEndpoint)
 	case *webhooksv1.Command_DeleteEndpoint:
-		problem, err = remove(org, action.DeleteEndpoint)
+		problem, err = remove(org, cmd.Precondition, action.DeleteEndpoint)
 	case *webhooksv1.Command_DisableEndpoint:
 		endpoint, result.Event, problem, err = disable(org, cmd.Id, action.DisableEndpoint)
 	default:
@@ -159,10 +161,10 @@ func (a *Applier) create(org *organization, cmd *webhooksv1.CreateEndpoint) (*we
 	return endpoint, nil, org.put(endpoint, set)
 }
 
-func (a *Applier) update(org *organization, cmd *webhooksv1.UpdateEndpoint) (*webhooksv1.Endpoint, *httpapi.Problem, error) {
-	current, err := org.endpoint(cmd.EndpointId)
-	if err != nil || current == nil {
-		return nil, httpapi.NotFound(), err
+func (a *Applier) update(org *organization, ifMatch *webhooksv1.Precondition, cmd *webhooksv1.UpdateEndpoint) (*webhooksv1.Endpoint, *httpapi.Problem, error) {
+	current, problem, err := org.matching(cmd.EndpointId, ifMatch)
+	if problem != nil || err != nil {
+		return nil, problem, err
 	}
 	next, problem := a.rules.ApplyEndpointPatch(current, cmd.PatchJson, org.nowMS)
 	if problem == nil {
@@ -249,10 +251,10 @@ func takeKeyPair(e *webhooksv1.Endpoint, cmd *webhooksv1.UpdateEndpoint) *httpap
 	return nil
 }
 
-func remove(org *organization, cmd *webhooksv1.DeleteEndpoint) (*httpapi.Problem, error) {
-	endpoint, err := org.endpoint(cmd.EndpointId)
-	if err != nil || endpoint == nil {
-		return httpapi.NotFound(), err
+func remove(org *organization, ifMatch *webhooksv1.Precondition, cmd *webhooksv1.DeleteEndpoint) (*httpapi.Problem, error) {
+	endpoint, problem, err := org.matching(cmd.EndpointId, ifMatch)
+	if problem != nil || err != nil {
+		return problem, err
 	}
 	set, err := org.set()
 	if err != nil {

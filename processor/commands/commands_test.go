@@ -251,6 +251,75 @@ func TestDelete(t *testing.T) {
 	require.EqualValues(t, 404, w.delete(e.Id).GetRefusal().GetStatus())
 }
 
+func TestIfMatch(t *testing.T) {
+	update := func(endpointID string) *webhooksv1.Command {
+		return &webhooksv1.Command{Action: &webhooksv1.Command_UpdateEndpoint{
+			UpdateEndpoint: &webhooksv1.UpdateEndpoint{EndpointId: endpointID, PatchJson: []byte(`{"paused":true}`)},
+		}}
+	}
+	unchanged := func(endpointID string) *webhooksv1.Command {
+		return &webhooksv1.Command{Action: &webhooksv1.Command_UpdateEndpoint{
+			UpdateEndpoint: &webhooksv1.UpdateEndpoint{EndpointId: endpointID, PatchJson: []byte(`{"paused":false}`)},
+		}}
+	}
+	wrong := func(endpointID string) *webhooksv1.Command {
+		return &webhooksv1.Command{Action: &webhooksv1.Command_UpdateEndpoint{
+			UpdateEndpoint: &webhooksv1.UpdateEndpoint{EndpointId: endpointID, PatchJson: []byte(`{"version":1}`)},
+		}}
+	}
+	remove := func(endpointID string) *webhooksv1.Command {
+		return &webhooksv1.Command{Action: &webhooksv1.Command_DeleteEndpoint{
+			DeleteEndpoint: &webhooksv1.DeleteEndpoint{EndpointId: endpointID},
+		}}
+	}
+	elsewhere := func(string) *webhooksv1.Command { return remove(id.New(id.Endpoint)) }
+	is := func(versions ...uint64) *webhooksv1.Precondition { return &webhooksv1.Precondition{Versions: versions} }
+	any := &webhooksv1.Precondition{Any: true}
+	for name, c := range map[string]struct {
+		command func(endpointID string) *webhooksv1.Command
+		ifMatch *webhooksv1.Precondition
+		// refusal is 0 where the command is carried out.
+		refusal uint32
+	}{
+		"update of the version there is":         {update, is(2), 0},
+		"update of one of several":               {update, is(1, 2, 3), 0},
+		"update of any version":                  {update, any, 0},
+		"update of an older version":             {update, is(1), 412},
+		"update of a version to come":            {update, is(3), 412},
+		"update of none of several":              {update, is(1, 3), 412},
+		"update of what is no version":           {update, is(), 412},
+		"update that would change nothing":       {unchanged, is(1), 412},
+		"update that is wrong, of an older one":  {wrong, is(1), 412},
+		"update that is wrong, of what there is": {wrong, is(2), 422},
+		"deletion of the version there is":       {remove, is(2), 0},
+		"deletion of any version":                {remove, any, 0},
+		"deletion of an older version":           {remove, is(1), 412},
+		"deletion of what is no version":         {remove, is(), 412},
+		"of an endpoint that is not there":       {elsewhere, is(2), 404},
+		"of any that is not there":               {elsewhere, any, 404},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, 10)
+			e := w.create(nil).GetEndpoint()
+			w.update(e.Id, `{"description":"second"}`, nil)
+			before := maps.Clone(w.state.data)
+			cmd := c.command(e.Id)
+			cmd.Precondition = c.ifMatch
+			refusal := w.do(cmd).Outcome.GetRefusal()
+			require.Equal(t, c.refusal, refusal.GetStatus())
+			if c.refusal == 0 {
+				require.EqualValues(t, 3, w.set().Version)
+				return
+			}
+			require.Equal(t, before, w.state.data, "a refusal changes nothing")
+			if c.refusal == 412 {
+				require.Equal(t, "precondition_failed", refusal.Code)
+				require.Contains(t, refusal.Detail, "version 2")
+			}
+		})
+	}
+}
+
 func TestDisable(t *testing.T) {
 	w := newWorld(t, 10)
 	e := w.create(nil).GetEndpoint()

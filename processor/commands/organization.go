@@ -3,6 +3,7 @@ package commands
 import (
 	"fmt"
 	"net/http"
+	"slices"
 
 	"google.golang.org/protobuf/proto"
 
@@ -27,6 +28,22 @@ func (o *organization) endpoint(endpointID string) (*webhooksv1.Endpoint, error)
 		return nil, err
 	}
 	return decodeEndpoint(o.key(endpointID), value)
+}
+
+// matching is an endpoint that is as the request's If-Match asks. It is judged before what the request wants: a change
+// made to a version that is not there any more should not be told that its values are wrong.
+func (o *organization) matching(endpointID string, ifMatch *webhooksv1.Precondition) (*webhooksv1.Endpoint, *httpapi.Problem, error) {
+	endpoint, err := o.endpoint(endpointID)
+	switch {
+	case err != nil:
+		return nil, nil, err
+	case endpoint == nil:
+		return nil, httpapi.NotFound(), nil
+	case ifMatch != nil && !ifMatch.Any && !slices.Contains(ifMatch.Versions, endpoint.Version):
+		return nil, httpapi.NewProblem(http.StatusPreconditionFailed, "precondition_failed",
+			"The endpoint has version %d, which If-Match does not name. Get it again, and decide anew.", endpoint.Version), nil
+	}
+	return endpoint, nil, nil
 }
 
 func decodeEndpoint(key, value []byte) (*webhooksv1.Endpoint, error) {

@@ -31,6 +31,8 @@ type Command struct {
 	// Who asked: a key's id, "admin", or "" for the system.
 	KeyId        string `protobuf:"bytes,3,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
 	IssuedUnixMs int64  `protobuf:"varint,4,opt,name=issued_unix_ms,json=issuedUnixMs,proto3" json:"issued_unix_ms,omitempty"`
+	// If-Match of the request; absent asks nothing.
+	Precondition *Precondition `protobuf:"bytes,5,opt,name=precondition,proto3" json:"precondition,omitempty"`
 	// Types that are valid to be assigned to Action:
 	//
 	//	*Command_CreateEndpoint
@@ -102,6 +104,13 @@ func (x *Command) GetIssuedUnixMs() int64 {
 		return x.IssuedUnixMs
 	}
 	return 0
+}
+
+func (x *Command) GetPrecondition() *Precondition {
+	if x != nil {
+		return x.Precondition
+	}
+	return nil
 }
 
 func (x *Command) GetAction() isCommand_Action {
@@ -235,6 +244,62 @@ func (*Command_ReleaseAccount) isCommand_Action() {}
 
 func (*Command_AdoptAccount) isCommand_Action() {}
 
+// Precondition is what the resource must be when its owner comes to the command; else the owner refuses it. One without a
+// version, and not any, is never met: the request named what no version of ours can be.
+type Precondition struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Whatever its version is, "*".
+	Any bool `protobuf:"varint,1,opt,name=any,proto3" json:"any,omitempty"`
+	// It has one of these versions.
+	Versions      []uint64 `protobuf:"varint,2,rep,packed,name=versions,proto3" json:"versions,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Precondition) Reset() {
+	*x = Precondition{}
+	mi := &file_webhooks_v1_command_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Precondition) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Precondition) ProtoMessage() {}
+
+func (x *Precondition) ProtoReflect() protoreflect.Message {
+	mi := &file_webhooks_v1_command_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Precondition.ProtoReflect.Descriptor instead.
+func (*Precondition) Descriptor() ([]byte, []int) {
+	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Precondition) GetAny() bool {
+	if x != nil {
+		return x.Any
+	}
+	return false
+}
+
+func (x *Precondition) GetVersions() []uint64 {
+	if x != nil {
+		return x.Versions
+	}
+	return nil
+}
+
 // CreateEndpoint carries the request as asked for, its secrets already sealed by the edge.
 type CreateEndpoint struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -245,7 +310,7 @@ type CreateEndpoint struct {
 
 func (x *CreateEndpoint) Reset() {
 	*x = CreateEndpoint{}
-	mi := &file_webhooks_v1_command_proto_msgTypes[1]
+	mi := &file_webhooks_v1_command_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -257,7 +322,7 @@ func (x *CreateEndpoint) String() string {
 func (*CreateEndpoint) ProtoMessage() {}
 
 func (x *CreateEndpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_command_proto_msgTypes[1]
+	mi := &file_webhooks_v1_command_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -270,7 +335,7 @@ func (x *CreateEndpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateEndpoint.ProtoReflect.Descriptor instead.
 func (*CreateEndpoint) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{1}
+	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *CreateEndpoint) GetEndpoint() *Endpoint {
@@ -298,7 +363,7 @@ type UpdateEndpoint struct {
 
 func (x *UpdateEndpoint) Reset() {
 	*x = UpdateEndpoint{}
-	mi := &file_webhooks_v1_command_proto_msgTypes[2]
+	mi := &file_webhooks_v1_command_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -310,7 +375,7 @@ func (x *UpdateEndpoint) String() string {
 func (*UpdateEndpoint) ProtoMessage() {}
 
 func (x *UpdateEndpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_command_proto_msgTypes[2]
+	mi := &file_webhooks_v1_command_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -323,7 +388,7 @@ func (x *UpdateEndpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateEndpoint.ProtoReflect.Descriptor instead.
 func (*UpdateEndpoint) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{2}
+	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *UpdateEndpoint) GetEndpointId() string {
@@ -383,7 +448,7 @@ type SealedHeaders struct {
 
 func (x *SealedHeaders) Reset() {
 	*x = SealedHeaders{}
-	mi := &file_webhooks_v1_command_proto_msgTypes[3]
+	mi := &file_webhooks_v1_command_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -395,7 +460,7 @@ func (x *SealedHeaders) String() string {
 func (*SealedHeaders) ProtoMessage() {}
 
 func (x *SealedHeaders) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_command_proto_msgTypes[3]
+	mi := &file_webhooks_v1_command_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -408,7 +473,7 @@ func (x *SealedHeaders) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealedHeaders.ProtoReflect.Descriptor instead.
 func (*SealedHeaders) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{3}
+	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *SealedHeaders) GetNames() []string {
@@ -441,7 +506,7 @@ type DeleteEndpoint struct {
 
 func (x *DeleteEndpoint) Reset() {
 	*x = DeleteEndpoint{}
-	mi := &file_webhooks_v1_command_proto_msgTypes[4]
+	mi := &file_webhooks_v1_command_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -453,7 +518,7 @@ func (x *DeleteEndpoint) String() string {
 func (*DeleteEndpoint) ProtoMessage() {}
 
 func (x *DeleteEndpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_command_proto_msgTypes[4]
+	mi := &file_webhooks_v1_command_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -466,7 +531,7 @@ func (x *DeleteEndpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteEndpoint.ProtoReflect.Descriptor instead.
 func (*DeleteEndpoint) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{4}
+	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *DeleteEndpoint) GetEndpointId() string {
@@ -489,7 +554,7 @@ type DisableEndpoint struct {
 
 func (x *DisableEndpoint) Reset() {
 	*x = DisableEndpoint{}
-	mi := &file_webhooks_v1_command_proto_msgTypes[5]
+	mi := &file_webhooks_v1_command_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -501,7 +566,7 @@ func (x *DisableEndpoint) String() string {
 func (*DisableEndpoint) ProtoMessage() {}
 
 func (x *DisableEndpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_command_proto_msgTypes[5]
+	mi := &file_webhooks_v1_command_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -514,7 +579,7 @@ func (x *DisableEndpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DisableEndpoint.ProtoReflect.Descriptor instead.
 func (*DisableEndpoint) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{5}
+	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *DisableEndpoint) GetEndpointId() string {
@@ -549,7 +614,7 @@ type CreateConnection struct {
 
 func (x *CreateConnection) Reset() {
 	*x = CreateConnection{}
-	mi := &file_webhooks_v1_command_proto_msgTypes[6]
+	mi := &file_webhooks_v1_command_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -561,7 +626,7 @@ func (x *CreateConnection) String() string {
 func (*CreateConnection) ProtoMessage() {}
 
 func (x *CreateConnection) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_command_proto_msgTypes[6]
+	mi := &file_webhooks_v1_command_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -574,7 +639,7 @@ func (x *CreateConnection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateConnection.ProtoReflect.Descriptor instead.
 func (*CreateConnection) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{6}
+	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *CreateConnection) GetConnection() *Connection {
@@ -602,7 +667,7 @@ type DeleteConnection struct {
 
 func (x *DeleteConnection) Reset() {
 	*x = DeleteConnection{}
-	mi := &file_webhooks_v1_command_proto_msgTypes[7]
+	mi := &file_webhooks_v1_command_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -614,7 +679,7 @@ func (x *DeleteConnection) String() string {
 func (*DeleteConnection) ProtoMessage() {}
 
 func (x *DeleteConnection) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_command_proto_msgTypes[7]
+	mi := &file_webhooks_v1_command_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -627,7 +692,7 @@ func (x *DeleteConnection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteConnection.ProtoReflect.Descriptor instead.
 func (*DeleteConnection) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{7}
+	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *DeleteConnection) GetConnectionId() string {
@@ -669,7 +734,7 @@ type ReleaseAccount struct {
 
 func (x *ReleaseAccount) Reset() {
 	*x = ReleaseAccount{}
-	mi := &file_webhooks_v1_command_proto_msgTypes[8]
+	mi := &file_webhooks_v1_command_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -681,7 +746,7 @@ func (x *ReleaseAccount) String() string {
 func (*ReleaseAccount) ProtoMessage() {}
 
 func (x *ReleaseAccount) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_command_proto_msgTypes[8]
+	mi := &file_webhooks_v1_command_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -694,7 +759,7 @@ func (x *ReleaseAccount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseAccount.ProtoReflect.Descriptor instead.
 func (*ReleaseAccount) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{8}
+	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ReleaseAccount) GetSource() string {
@@ -747,7 +812,7 @@ type AdoptAccount struct {
 
 func (x *AdoptAccount) Reset() {
 	*x = AdoptAccount{}
-	mi := &file_webhooks_v1_command_proto_msgTypes[9]
+	mi := &file_webhooks_v1_command_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -759,7 +824,7 @@ func (x *AdoptAccount) String() string {
 func (*AdoptAccount) ProtoMessage() {}
 
 func (x *AdoptAccount) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_command_proto_msgTypes[9]
+	mi := &file_webhooks_v1_command_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -772,7 +837,7 @@ func (x *AdoptAccount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdoptAccount.ProtoReflect.Descriptor instead.
 func (*AdoptAccount) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{9}
+	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *AdoptAccount) GetSource() string {
@@ -827,7 +892,7 @@ type CommandOutcome struct {
 
 func (x *CommandOutcome) Reset() {
 	*x = CommandOutcome{}
-	mi := &file_webhooks_v1_command_proto_msgTypes[10]
+	mi := &file_webhooks_v1_command_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -839,7 +904,7 @@ func (x *CommandOutcome) String() string {
 func (*CommandOutcome) ProtoMessage() {}
 
 func (x *CommandOutcome) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_command_proto_msgTypes[10]
+	mi := &file_webhooks_v1_command_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -852,7 +917,7 @@ func (x *CommandOutcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommandOutcome.ProtoReflect.Descriptor instead.
 func (*CommandOutcome) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{10}
+	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *CommandOutcome) GetCommandId() string {
@@ -941,7 +1006,7 @@ type Deleted struct {
 
 func (x *Deleted) Reset() {
 	*x = Deleted{}
-	mi := &file_webhooks_v1_command_proto_msgTypes[11]
+	mi := &file_webhooks_v1_command_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -953,7 +1018,7 @@ func (x *Deleted) String() string {
 func (*Deleted) ProtoMessage() {}
 
 func (x *Deleted) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_command_proto_msgTypes[11]
+	mi := &file_webhooks_v1_command_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -966,7 +1031,7 @@ func (x *Deleted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Deleted.ProtoReflect.Descriptor instead.
 func (*Deleted) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{11}
+	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{12}
 }
 
 // Refusal is a problem of RFC 9457, ready to be answered.
@@ -982,7 +1047,7 @@ type Refusal struct {
 
 func (x *Refusal) Reset() {
 	*x = Refusal{}
-	mi := &file_webhooks_v1_command_proto_msgTypes[12]
+	mi := &file_webhooks_v1_command_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -994,7 +1059,7 @@ func (x *Refusal) String() string {
 func (*Refusal) ProtoMessage() {}
 
 func (x *Refusal) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_command_proto_msgTypes[12]
+	mi := &file_webhooks_v1_command_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1007,7 +1072,7 @@ func (x *Refusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refusal.ProtoReflect.Descriptor instead.
 func (*Refusal) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{12}
+	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Refusal) GetStatus() uint32 {
@@ -1049,7 +1114,7 @@ type FieldError struct {
 
 func (x *FieldError) Reset() {
 	*x = FieldError{}
-	mi := &file_webhooks_v1_command_proto_msgTypes[13]
+	mi := &file_webhooks_v1_command_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1061,7 +1126,7 @@ func (x *FieldError) String() string {
 func (*FieldError) ProtoMessage() {}
 
 func (x *FieldError) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_command_proto_msgTypes[13]
+	mi := &file_webhooks_v1_command_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1074,7 +1139,7 @@ func (x *FieldError) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FieldError.ProtoReflect.Descriptor instead.
 func (*FieldError) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{13}
+	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *FieldError) GetPointer() string {
@@ -1095,12 +1160,13 @@ var File_webhooks_v1_command_proto protoreflect.FileDescriptor
 
 const file_webhooks_v1_command_proto_rawDesc = "" +
 	"\n" +
-	"\x19webhooks/v1/command.proto\x12\vwebhooks.v1\x1a\x19webhooks/v1/billing.proto\x1a\x1cwebhooks/v1/connection.proto\x1a\x1awebhooks/v1/endpoint.proto\"\xd2\x05\n" +
+	"\x19webhooks/v1/command.proto\x12\vwebhooks.v1\x1a\x19webhooks/v1/billing.proto\x1a\x1cwebhooks/v1/connection.proto\x1a\x1awebhooks/v1/endpoint.proto\"\x91\x06\n" +
 	"\aCommand\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12'\n" +
 	"\x0forganization_id\x18\x02 \x01(\tR\x0eorganizationId\x12\x15\n" +
 	"\x06key_id\x18\x03 \x01(\tR\x05keyId\x12$\n" +
-	"\x0eissued_unix_ms\x18\x04 \x01(\x03R\fissuedUnixMs\x12F\n" +
+	"\x0eissued_unix_ms\x18\x04 \x01(\x03R\fissuedUnixMs\x12=\n" +
+	"\fprecondition\x18\x05 \x01(\v2\x19.webhooks.v1.PreconditionR\fprecondition\x12F\n" +
 	"\x0fcreate_endpoint\x18\n" +
 	" \x01(\v2\x1b.webhooks.v1.CreateEndpointH\x00R\x0ecreateEndpoint\x12F\n" +
 	"\x0fupdate_endpoint\x18\v \x01(\v2\x1b.webhooks.v1.UpdateEndpointH\x00R\x0eupdateEndpoint\x12F\n" +
@@ -1110,7 +1176,10 @@ const file_webhooks_v1_command_proto_rawDesc = "" +
 	"\x11delete_connection\x18\x15 \x01(\v2\x1d.webhooks.v1.DeleteConnectionH\x00R\x10deleteConnection\x12F\n" +
 	"\x0frelease_account\x18\x1e \x01(\v2\x1b.webhooks.v1.ReleaseAccountH\x00R\x0ereleaseAccount\x12@\n" +
 	"\radopt_account\x18\x1f \x01(\v2\x19.webhooks.v1.AdoptAccountH\x00R\fadoptAccountB\b\n" +
-	"\x06action\"C\n" +
+	"\x06action\"<\n" +
+	"\fPrecondition\x12\x10\n" +
+	"\x03any\x18\x01 \x01(\bR\x03any\x12\x1a\n" +
+	"\bversions\x18\x02 \x03(\x04R\bversions\"C\n" +
 	"\x0eCreateEndpoint\x121\n" +
 	"\bendpoint\x18\x01 \x01(\v2\x15.webhooks.v1.EndpointR\bendpoint\"\xcc\x02\n" +
 	"\x0eUpdateEndpoint\x12\x1f\n" +
@@ -1194,52 +1263,54 @@ func file_webhooks_v1_command_proto_rawDescGZIP() []byte {
 	return file_webhooks_v1_command_proto_rawDescData
 }
 
-var file_webhooks_v1_command_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
+var file_webhooks_v1_command_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
 var file_webhooks_v1_command_proto_goTypes = []any{
 	(*Command)(nil),          // 0: webhooks.v1.Command
-	(*CreateEndpoint)(nil),   // 1: webhooks.v1.CreateEndpoint
-	(*UpdateEndpoint)(nil),   // 2: webhooks.v1.UpdateEndpoint
-	(*SealedHeaders)(nil),    // 3: webhooks.v1.SealedHeaders
-	(*DeleteEndpoint)(nil),   // 4: webhooks.v1.DeleteEndpoint
-	(*DisableEndpoint)(nil),  // 5: webhooks.v1.DisableEndpoint
-	(*CreateConnection)(nil), // 6: webhooks.v1.CreateConnection
-	(*DeleteConnection)(nil), // 7: webhooks.v1.DeleteConnection
-	(*ReleaseAccount)(nil),   // 8: webhooks.v1.ReleaseAccount
-	(*AdoptAccount)(nil),     // 9: webhooks.v1.AdoptAccount
-	(*CommandOutcome)(nil),   // 10: webhooks.v1.CommandOutcome
-	(*Deleted)(nil),          // 11: webhooks.v1.Deleted
-	(*Refusal)(nil),          // 12: webhooks.v1.Refusal
-	(*FieldError)(nil),       // 13: webhooks.v1.FieldError
-	(*Endpoint)(nil),         // 14: webhooks.v1.Endpoint
-	(*SigningSecret)(nil),    // 15: webhooks.v1.SigningSecret
-	(*Connection)(nil),       // 16: webhooks.v1.Connection
-	(*Subscription)(nil),     // 17: webhooks.v1.Subscription
+	(*Precondition)(nil),     // 1: webhooks.v1.Precondition
+	(*CreateEndpoint)(nil),   // 2: webhooks.v1.CreateEndpoint
+	(*UpdateEndpoint)(nil),   // 3: webhooks.v1.UpdateEndpoint
+	(*SealedHeaders)(nil),    // 4: webhooks.v1.SealedHeaders
+	(*DeleteEndpoint)(nil),   // 5: webhooks.v1.DeleteEndpoint
+	(*DisableEndpoint)(nil),  // 6: webhooks.v1.DisableEndpoint
+	(*CreateConnection)(nil), // 7: webhooks.v1.CreateConnection
+	(*DeleteConnection)(nil), // 8: webhooks.v1.DeleteConnection
+	(*ReleaseAccount)(nil),   // 9: webhooks.v1.ReleaseAccount
+	(*AdoptAccount)(nil),     // 10: webhooks.v1.AdoptAccount
+	(*CommandOutcome)(nil),   // 11: webhooks.v1.CommandOutcome
+	(*Deleted)(nil),          // 12: webhooks.v1.Deleted
+	(*Refusal)(nil),          // 13: webhooks.v1.Refusal
+	(*FieldError)(nil),       // 14: webhooks.v1.FieldError
+	(*Endpoint)(nil),         // 15: webhooks.v1.Endpoint
+	(*SigningSecret)(nil),    // 16: webhooks.v1.SigningSecret
+	(*Connection)(nil),       // 17: webhooks.v1.Connection
+	(*Subscription)(nil),     // 18: webhooks.v1.Subscription
 }
 var file_webhooks_v1_command_proto_depIdxs = []int32{
-	1,  // 0: webhooks.v1.Command.create_endpoint:type_name -> webhooks.v1.CreateEndpoint
-	2,  // 1: webhooks.v1.Command.update_endpoint:type_name -> webhooks.v1.UpdateEndpoint
-	4,  // 2: webhooks.v1.Command.delete_endpoint:type_name -> webhooks.v1.DeleteEndpoint
-	5,  // 3: webhooks.v1.Command.disable_endpoint:type_name -> webhooks.v1.DisableEndpoint
-	6,  // 4: webhooks.v1.Command.create_connection:type_name -> webhooks.v1.CreateConnection
-	7,  // 5: webhooks.v1.Command.delete_connection:type_name -> webhooks.v1.DeleteConnection
-	8,  // 6: webhooks.v1.Command.release_account:type_name -> webhooks.v1.ReleaseAccount
-	9,  // 7: webhooks.v1.Command.adopt_account:type_name -> webhooks.v1.AdoptAccount
-	14, // 8: webhooks.v1.CreateEndpoint.endpoint:type_name -> webhooks.v1.Endpoint
-	3,  // 9: webhooks.v1.UpdateEndpoint.headers:type_name -> webhooks.v1.SealedHeaders
-	15, // 10: webhooks.v1.UpdateEndpoint.secret:type_name -> webhooks.v1.SigningSecret
-	15, // 11: webhooks.v1.UpdateEndpoint.private_key:type_name -> webhooks.v1.SigningSecret
-	16, // 12: webhooks.v1.CreateConnection.connection:type_name -> webhooks.v1.Connection
-	17, // 13: webhooks.v1.AdoptAccount.subscriptions:type_name -> webhooks.v1.Subscription
-	14, // 14: webhooks.v1.CommandOutcome.endpoint:type_name -> webhooks.v1.Endpoint
-	16, // 15: webhooks.v1.CommandOutcome.connection:type_name -> webhooks.v1.Connection
-	11, // 16: webhooks.v1.CommandOutcome.deleted:type_name -> webhooks.v1.Deleted
-	12, // 17: webhooks.v1.CommandOutcome.refusal:type_name -> webhooks.v1.Refusal
-	13, // 18: webhooks.v1.Refusal.errors:type_name -> webhooks.v1.FieldError
-	19, // [19:19] is the sub-list for method output_type
-	19, // [19:19] is the sub-list for method input_type
-	19, // [19:19] is the sub-list for extension type_name
-	19, // [19:19] is the sub-list for extension extendee
-	0,  // [0:19] is the sub-list for field type_name
+	1,  // 0: webhooks.v1.Command.precondition:type_name -> webhooks.v1.Precondition
+	2,  // 1: webhooks.v1.Command.create_endpoint:type_name -> webhooks.v1.CreateEndpoint
+	3,  // 2: webhooks.v1.Command.update_endpoint:type_name -> webhooks.v1.UpdateEndpoint
+	5,  // 3: webhooks.v1.Command.delete_endpoint:type_name -> webhooks.v1.DeleteEndpoint
+	6,  // 4: webhooks.v1.Command.disable_endpoint:type_name -> webhooks.v1.DisableEndpoint
+	7,  // 5: webhooks.v1.Command.create_connection:type_name -> webhooks.v1.CreateConnection
+	8,  // 6: webhooks.v1.Command.delete_connection:type_name -> webhooks.v1.DeleteConnection
+	9,  // 7: webhooks.v1.Command.release_account:type_name -> webhooks.v1.ReleaseAccount
+	10, // 8: webhooks.v1.Command.adopt_account:type_name -> webhooks.v1.AdoptAccount
+	15, // 9: webhooks.v1.CreateEndpoint.endpoint:type_name -> webhooks.v1.Endpoint
+	4,  // 10: webhooks.v1.UpdateEndpoint.headers:type_name -> webhooks.v1.SealedHeaders
+	16, // 11: webhooks.v1.UpdateEndpoint.secret:type_name -> webhooks.v1.SigningSecret
+	16, // 12: webhooks.v1.UpdateEndpoint.private_key:type_name -> webhooks.v1.SigningSecret
+	17, // 13: webhooks.v1.CreateConnection.connection:type_name -> webhooks.v1.Connection
+	18, // 14: webhooks.v1.AdoptAccount.subscriptions:type_name -> webhooks.v1.Subscription
+	15, // 15: webhooks.v1.CommandOutcome.endpoint:type_name -> webhooks.v1.Endpoint
+	17, // 16: webhooks.v1.CommandOutcome.connection:type_name -> webhooks.v1.Connection
+	12, // 17: webhooks.v1.CommandOutcome.deleted:type_name -> webhooks.v1.Deleted
+	13, // 18: webhooks.v1.CommandOutcome.refusal:type_name -> webhooks.v1.Refusal
+	14, // 19: webhooks.v1.Refusal.errors:type_name -> webhooks.v1.FieldError
+	20, // [20:20] is the sub-list for method output_type
+	20, // [20:20] is the sub-list for method input_type
+	20, // [20:20] is the sub-list for extension type_name
+	20, // [20:20] is the sub-list for extension extendee
+	0,  // [0:20] is the sub-list for field type_name
 }
 
 func init() { file_webhooks_v1_command_proto_init() }
@@ -1260,8 +1331,8 @@ func file_webhooks_v1_command_proto_init() {
 		(*Command_ReleaseAccount)(nil),
 		(*Command_AdoptAccount)(nil),
 	}
-	file_webhooks_v1_command_proto_msgTypes[2].OneofWrappers = []any{}
-	file_webhooks_v1_command_proto_msgTypes[10].OneofWrappers = []any{
+	file_webhooks_v1_command_proto_msgTypes[3].OneofWrappers = []any{}
+	file_webhooks_v1_command_proto_msgTypes[11].OneofWrappers = []any{
 		(*CommandOutcome_Endpoint)(nil),
 		(*CommandOutcome_Connection)(nil),
 		(*CommandOutcome_Deleted)(nil),
@@ -1273,7 +1344,7 @@ func file_webhooks_v1_command_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_webhooks_v1_command_proto_rawDesc), len(file_webhooks_v1_command_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   14,
+			NumMessages:   15,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
