@@ -22,7 +22,8 @@ func TestLayout(t *testing.T) {
 		"ingest": "schemas internal ingest", "processor": "schemas internal processor", "deliverer": "schemas internal deliverer",
 	}
 	domain := map[string]bool{
-		"processor/billing": true, "processor/plans": true, "processor/commands": true, "deliverer/schedule": true,
+		"processor/billing": true, "processor/plans": true, "processor/commands": true, "processor/idempotency": true,
+		"deliverer/schedule": true,
 	}
 	outside := []string{"github.com/twmb/franz-go", module + "internal/kafka", module + "internal/table", module + "internal/sink",
 		module + "internal/clickhouse", "math/rand", "net/http/httptest", "log/slog"}

@@ -260,6 +260,66 @@ func testConnections(t *testing.T, connection string, processor fasthttp.Request
 	require.Equal(t, before, o.seen())
 }
 
+func TestACommandWithAKeyGoesToItsOrganizationsOwner(t *testing.T) {
+	e := startReady(t, testenv.FakeKafka(t))
+	o := startOwner(t, e.kafka, obliging)
+	for path, body := range map[string]string{
+		endpointsPath: newEndpoint, connectionsPath: `{"source":"stripe","account":"cus_7","accessToken":"sk_hidden"}`,
+	} {
+		a := e.manage(http.MethodPost, path, body, "Idempotency-Key", "order-17")
+		require.Equal(t, 201, a.status, "%s", a.body)
+		require.Empty(t, a.header.Get("idempotent-replayed"))
+		cmd, r := o.last()
+		require.Equal(t, e.kafka.Topic(schemas.Inbound), r.Topic)
+		require.Equal(t, "org_1", string(r.Key))
+		require.Len(t, cmd.IdempotencyKey.GetHash(), 32)
+		require.Len(t, cmd.IdempotencyKey.GetFingerprint(), 32)
+		require.NotContains(t, string(r.Value), "order-17")
+	}
+	// Without a key the account's owner is asked at once.
+	require.Equal(t, 201, e.manage(http.MethodPost, connectionsPath, `{"source":"stripe","account":"cus_7"}`).status)
+	_, r := o.last()
+	require.Equal(t, e.kafka.Topic(schemas.InboundUnrouted), r.Topic)
+}
+
+func TestAnEarlierCommandsOutcomeIsTheAnswer(t *testing.T) {
+	e := startReady(t, testenv.FakeKafka(t))
+	first := &webhooksv1.Endpoint{Id: id.New(id.Endpoint), OrganizationId: "org_1", Url: "https://example.com/first", Version: 1}
+	connection := &webhooksv1.Connection{Id: id.New(id.Connection), OrganizationId: "org_1", Source: "stripe", Account: "cus_7"}
+	startOwner(t, e.kafka, func(cmd *webhooksv1.Command) *webhooksv1.CommandOutcome {
+		outcome := refusing(409, "uid_taken")(cmd)
+		switch cmd.Action.(type) {
+		case *webhooksv1.Command_CreateConnection:
+			outcome.Result = &webhooksv1.CommandOutcome_Connection{Connection: connection}
+		case *webhooksv1.Command_CreateEndpoint:
+			if cmd.GetCreateEndpoint().Endpoint.Uid == nil {
+				outcome.Result = &webhooksv1.CommandOutcome_Endpoint{Endpoint: first}
+			}
+		}
+		outcome.Replayed = true
+		return outcome
+	})
+	a := e.manage(http.MethodPost, endpointsPath, newEndpoint, "Idempotency-Key", "k")
+	require.Equal(t, 201, a.status, "%s", a.body)
+	require.Equal(t, "true", a.header.Get("idempotent-replayed"))
+	require.Equal(t, endpointsPath+"/"+first.Id, a.header.Get("Location"))
+	require.Equal(t, `"1"`, a.header.Get("ETag"))
+	view := object(t, a)
+	require.Equal(t, first.Url, view["url"])
+	require.Contains(t, view, "secret")
+	require.Nil(t, view["secret"], "the one made for this request is nobody's")
+
+	a = e.manage(http.MethodPost, connectionsPath, `{"source":"stripe","account":"cus_7"}`, "Idempotency-Key", "k")
+	require.Equal(t, 201, a.status, "%s", a.body)
+	require.Equal(t, "true", a.header.Get("idempotent-replayed"))
+	require.Equal(t, connectionsPath+"/"+connection.Id, a.header.Get("Location"))
+
+	a = e.manage(http.MethodPost, endpointsPath, `{"url":"https://e.com","eventTypes":["*"],"uid":"u"}`, "Idempotency-Key", "k2")
+	require.Equal(t, 409, a.status, "%s", a.body)
+	require.Equal(t, "uid_taken", a.problem(t).Code)
+	require.Equal(t, "true", a.header.Get("idempotent-replayed"))
+}
+
 func TestManagementRefusals(t *testing.T) {
 	e := startReady(t, testenv.FakeKafka(t))
 	o := startOwner(t, e.kafka, obliging)
@@ -283,6 +343,8 @@ func TestManagementRefusals(t *testing.T) {
 		"If-Match without quotes": {"PATCH", path, `{}`, []string{"If-Match", "7"}, 400},
 		"a deletion likewise":     {"DELETE", path, ``, []string{"If-Match", ""}, 400},
 		"a connection's likewise": {"DELETE", connectionsPath + "/" + id.New(id.Connection), ``, []string{"If-Match", "7"}, 400},
+		"an empty key":            {"POST", endpointsPath, newEndpoint, []string{"Idempotency-Key", ""}, 400},
+		"a key that is too long":  {"POST", connectionsPath, `{"source":"stripe","account":"cus_7"}`, []string{"Idempotency-Key", strings.Repeat("k", 256)}, 400},
 		"too large":               {"POST", endpointsPath, strings.Repeat(" ", 1<<20+1), nil, 413},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -317,6 +379,13 @@ func TestAWriteWithoutOutcomeIsAccepted(t *testing.T) {
 	require.Equal(t, 202, a.status)
 	require.True(t, strings.HasPrefix(object(t, a)["secret"].(string), "whsec_"), "given out here or never")
 	require.NotEmpty(t, a.header.Get("Location"))
+	// A request that may be a repeat shows nothing that might be another's.
+	for path, body := range map[string]string{endpointsPath: newEndpoint, connectionsPath: `{"source":"stripe","account":"cus_7"}`} {
+		a := e.manage(http.MethodPost, path, body, "Idempotency-Key", "k")
+		require.Equal(t, 202, a.status)
+		require.JSONEq(t, `{"id":null}`, string(a.body))
+		require.Equal(t, path, a.header.Get("Location"))
+	}
 	path := endpointsPath + "/" + id.New(id.Endpoint)
 	require.Equal(t, 202, e.manage(http.MethodPatch, path, `{}`).status)
 	require.Equal(t, 202, e.manage(http.MethodDelete, path, ``).status)

@@ -31,6 +31,9 @@ const MaxInboundBody = MaxRecordBytes - 128<<10
 // topic keeps a day more.
 const MaxDedupeRetention = 32 * day
 
+// IdempotencyRetention is how long the answer to a request with an Idempotency-Key is remembered.
+const IdempotencyRetention = day
+
 // Topics. Keyed topics have the plan's partitions and a record's partition is that of its *routing key*: the
 // organization where the comment says org, the source account, or the endpoint.
 const (
@@ -54,6 +57,7 @@ const (
 
 	// Private state of task groups.
 	InboundSeen  = "inbound-seen"  // org: dedupe of source events
+	Idempotency  = "idempotency"   // org: commands by their Idempotency-Key
 	UnroutedHeld = "unrouted-held" // account: events that wait for a connection
 
 	// Rows on their way to ClickHouse.
@@ -91,6 +95,8 @@ func Topics() []Topic {
 		{Name: Routes, Compact: true},
 		// Not compacted: a key is written once, so the cleaner would read a hundred million keys to find nothing.
 		{Name: InboundSeen, Retention: MaxDedupeRetention + day},
+		// The time beyond what is remembered is for clocks that differ.
+		{Name: Idempotency, Compact: true, Retention: IdempotencyRetention + 2*time.Hour},
 		{Name: UnroutedHeld, Compact: true},
 		{Name: Attempts, Retention: rowRetention},
 		{Name: DeliveryRows, Retention: rowRetention},

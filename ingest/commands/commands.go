@@ -4,8 +4,8 @@
 // A write is answered only once it is durable and done: its outcome is a record of the same transaction as the change, so
 // a read that begins after the answer and passes its read barrier shows it. When no outcome comes in time the answer is
 // 202: the command is durable, and will be carried out. Commands on endpoints go to the organization's owner (topic
-// `inbound`), those on connections to the account's (`inbound.unrouted`). The owner also judges If-Match: only there is
-// it known which version the change meets.
+// `inbound`), those on connections to the account's (`inbound.unrouted`). The owner also judges If-Match and
+// Idempotency-Key: only there is it known which version a change meets, and whether it was made before.
 //
 // Secrets leave this package sealed, or in the one answer that gives them out; they are never logged.
 package commands
@@ -126,11 +126,18 @@ func ofAccount(source, account string) owner {
 	return owner{schemas.InboundUnrouted, schemas.AccountKey(source, account)}
 }
 
-// command is a command of the request's principal, with its id.
-func command(ctx *fasthttp.RequestCtx, p httpapi.Principal) *webhooksv1.Command {
-	return &webhooksv1.Command{
+// command is a command of the request's principal, with its id and what the headers ask: If-Match of a change to what is
+// there, Idempotency-Key of a POST.
+func command(ctx *fasthttp.RequestCtx, p httpapi.Principal) (cmd *webhooksv1.Command, problem *httpapi.Problem) {
+	cmd = &webhooksv1.Command{
 		Id: id.New(id.Command), OrganizationId: httpapi.Org(ctx), KeyId: p.KeyID, IssuedUnixMs: time.Now().UnixMilli(),
 	}
+	if ctx.IsPost() {
+		cmd.IdempotencyKey, problem = idempotencyKey(ctx)
+	} else {
+		cmd.Precondition, problem = ifMatch(ctx)
+	}
+	return cmd, problem
 }
 
 // ifMatch is what the request asks of the version that it changes. Its owner judges it: here another change may be on its
@@ -146,10 +153,15 @@ func ifMatch(ctx *fasthttp.RequestCtx) (*webhooksv1.Precondition, *httpapi.Probl
 // errPending says that the command is durable and its outcome not known yet.
 var errPending = errors.New("no outcome in time")
 
-// carryOut sends a command and waits for its outcome. A refusal comes back as a *httpapi.Problem.
-func (c *Commands) carryOut(to owner, cmd *webhooksv1.Command) (*webhooksv1.CommandOutcome, error) {
+// carryOut sends a command and waits for its outcome. A refusal comes back as a *httpapi.Problem. One with an
+// Idempotency-Key goes to the organization's owner, who hands it on to whoever has to carry it out; the answer says so
+// when it is an earlier command's.
+func (c *Commands) carryOut(ctx *fasthttp.RequestCtx, to owner, cmd *webhooksv1.Command) (*webhooksv1.CommandOutcome, error) {
 	if err := c.Check(context.Background()); err != nil {
 		return nil, httpapi.Unavailable("unavailable", "The service is starting. Send the request again.")
+	}
+	if cmd.IdempotencyKey != nil {
+		to = ofOrganization(cmd.OrganizationId)
 	}
 	record, err := cloudevent.Command(cmd)
 	if err != nil {
@@ -167,6 +179,9 @@ func (c *Commands) carryOut(to owner, cmd *webhooksv1.Command) (*webhooksv1.Comm
 	}
 	select {
 	case o := <-outcome:
+		if o.Replayed {
+			ctx.Response.Header.Set(replayedHeader, "true")
+		}
 		if refusal := o.GetRefusal(); refusal != nil {
 			return nil, resource.Problem(refusal)
 		}

@@ -1,10 +1,12 @@
 package commands
 
 import (
+	"bytes"
 	"errors"
 	"io"
 	"log/slog"
 	"net/http"
+	"strings"
 	"testing"
 	"time"
 
@@ -42,6 +44,80 @@ func (o *standIn) Send(r produce.Record) error {
 		o.c.outcomes.arrived(outcome)
 	}
 	return err
+}
+
+func TestIdempotencyKey(t *testing.T) {
+	for name, c := range map[string]struct {
+		lines []string
+		ok    bool
+	}{
+		"none":                 {nil, true},
+		"a UUID":               {[]string{"8e03978e-40d5-43e8-bc93-6894a57f9324"}, true},
+		"one character":        {[]string{"~"}, true},
+		"in quotes":            {[]string{`"order 17"`}, true},
+		"as long as it may be": {[]string{strings.Repeat("k", 255)}, true},
+		"nothing":              {[]string{""}, false},
+		"too long":             {[]string{strings.Repeat("k", 256)}, false},
+		"a control character":  {[]string{"a\tb"}, false},
+		"DEL":                  {[]string{"a\x7f"}, false},
+		"not ASCII":            {[]string{"schlüssel"}, false},
+		"two":                  {[]string{"a", "b"}, false},
+		"the same twice":       {[]string{"a", "a"}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			key, problem := keyOf(t, http.MethodPost, "/v1/orgs/org_1/endpoints", `{}`, c.lines...)
+			if !c.ok {
+				require.Equal(t, 400, problem.Status)
+				require.Equal(t, "malformed_idempotency_key", problem.Code)
+				return
+			}
+			require.Nil(t, problem)
+			require.Equal(t, c.lines == nil, key == nil)
+		})
+	}
+}
+
+// keyOf is what goes with the command of a request.
+func keyOf(t *testing.T, method, path, body string, keys ...string) (*webhooksv1.IdempotencyKey, *httpapi.Problem) {
+	t.Helper()
+	var ctx fasthttp.RequestCtx
+	ctx.Request.Header.SetMethod(method)
+	ctx.Request.SetRequestURI(path)
+	ctx.Request.SetBodyString(body)
+	for _, key := range keys {
+		ctx.Request.Header.Add("Idempotency-Key", key)
+	}
+	cmd, problem := command(&ctx, httpapi.Principal{})
+	return cmd.IdempotencyKey, problem
+}
+
+func TestWhatMakesARequestAnother(t *testing.T) {
+	const path, body = "/v1/orgs/org_1/endpoints", `{"secret":"whsec_hidden"}`
+	first, problem := keyOf(t, http.MethodPost, path, body, "order-17")
+	require.Nil(t, problem)
+	for name, c := range map[string]struct {
+		method, path, body, key string
+		sameKey, sameRequest    bool
+	}{
+		"nothing":          {http.MethodPost, path, body, "order-17", true, true},
+		"the query":        {http.MethodPost, path + "?x=1", body, "order-17", true, true},
+		"a space":          {http.MethodPost, path, body + " ", "order-17", true, false},
+		"the path":         {http.MethodPost, path + "/x", body, "order-17", true, false},
+		"where both touch": {http.MethodPost, path + "{", body[1:], "order-17", true, false},
+		"the key":          {http.MethodPost, path, body, "order-18", false, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			key, problem := keyOf(t, c.method, c.path, c.body, c.key)
+			require.Nil(t, problem)
+			require.Equal(t, c.sameKey, bytes.Equal(first.Hash, key.Hash))
+			require.Equal(t, c.sameRequest, bytes.Equal(first.Fingerprint, key.Fingerprint))
+		})
+	}
+	for _, method := range []string{http.MethodPatch, http.MethodDelete} {
+		key, problem := keyOf(t, method, path, body, "a", "b")
+		require.Nil(t, problem)
+		require.Nil(t, key, "only a POST has one")
+	}
 }
 
 func TestHowWritesAreAnswered(t *testing.T) {

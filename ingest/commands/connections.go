@@ -24,7 +24,10 @@ func (c *Commands) createConnection(ctx *fasthttp.RequestCtx, p httpapi.Principa
 	if problem != nil {
 		return problem
 	}
-	cmd := command(ctx, p)
+	cmd, problem := command(ctx, p)
+	if problem != nil {
+		return problem
+	}
 	connection := create.Connection
 	connection.Id, connection.CreatedUnixMs = id.New(id.Connection), cmd.IssuedUnixMs
 	if create.AccessToken != "" {
@@ -36,13 +39,16 @@ func (c *Commands) createConnection(ctx *fasthttp.RequestCtx, p httpapi.Principa
 	cmd.Action = &webhooksv1.Command_CreateConnection{
 		CreateConnection: &webhooksv1.CreateConnection{Connection: connection, Move: create.Move},
 	}
-	outcome, err := c.carryOut(ofAccount(connection.Source, connection.Account), cmd)
+	outcome, err := c.carryOut(ctx, ofAccount(connection.Source, connection.Account), cmd)
 	location := "/v1/orgs/" + cmd.OrganizationId + "/connections/"
-	if errors.Is(err, errPending) {
+	switch {
+	case errors.Is(err, errPending) && cmd.IdempotencyKey != nil:
+		repeatable(ctx)
+		return nil
+	case errors.Is(err, errPending):
 		accepted(ctx, location+connection.Id, resource.ConnectionView(connection))
 		return nil
-	}
-	if err != nil {
+	case err != nil:
 		return err
 	}
 	created := outcome.GetConnection()
@@ -60,7 +66,7 @@ func (c *Commands) deleteConnection(ctx *fasthttp.RequestCtx, p httpapi.Principa
 	if problem != nil {
 		return problem
 	}
-	asked, problem := httpapi.ReadIfMatch(ctx)
+	cmd, problem := command(ctx, p)
 	if problem != nil {
 		return problem
 	}
@@ -68,11 +74,10 @@ func (c *Commands) deleteConnection(ctx *fasthttp.RequestCtx, p httpapi.Principa
 	if err != nil {
 		return err
 	}
-	if asked != nil && !asked.Any {
+	if cmd.Precondition != nil && !cmd.Precondition.Any {
 		return httpapi.NewProblem(http.StatusPreconditionFailed, "precondition_failed",
 			"A connection has no version, so no ETag in If-Match is its. Leave If-Match out.")
 	}
-	cmd := command(ctx, p)
 	cmd.Action = &webhooksv1.Command_DeleteConnection{
 		DeleteConnection: &webhooksv1.DeleteConnection{ConnectionId: connectionID, Source: source, Account: account},
 	}

@@ -25,27 +25,37 @@ func (c *Commands) createEndpoint(ctx *fasthttp.RequestCtx, p httpapi.Principal)
 	if problem != nil {
 		return problem
 	}
-	cmd := command(ctx, p)
+	cmd, problem := command(ctx, p)
+	if problem != nil {
+		return problem
+	}
 	endpoint, secret, err := c.sealedEndpoint(create, cmd.IssuedUnixMs)
 	if err != nil {
 		return err
 	}
 	cmd.Action = &webhooksv1.Command_CreateEndpoint{CreateEndpoint: &webhooksv1.CreateEndpoint{Endpoint: endpoint}}
-	location := "/v1/orgs/" + cmd.OrganizationId + "/endpoints/" + endpoint.Id
-	outcome, err := c.carryOut(ofOrganization(cmd.OrganizationId), cmd)
-	if errors.Is(err, errPending) {
-		// The secret is given out here or never.
-		accepted(ctx, location, resource.EndpointViewWithSecret(endpoint, secret))
+	location := "/v1/orgs/" + cmd.OrganizationId + "/endpoints/"
+	outcome, err := c.carryOut(ctx, ofOrganization(cmd.OrganizationId), cmd)
+	switch {
+	case errors.Is(err, errPending) && cmd.IdempotencyKey != nil:
+		repeatable(ctx)
 		return nil
-	}
-	if err != nil {
+	case errors.Is(err, errPending):
+		// The secret is given out here or never.
+		accepted(ctx, location+endpoint.Id, resource.EndpointViewWithSecret(endpoint, secret))
+		return nil
+	case err != nil:
 		return err
 	}
 	created := outcome.GetEndpoint()
 	if created == nil {
 		return unexpected(cmd, outcome)
 	}
-	ctx.Response.Header.Set(fasthttp.HeaderLocation, location)
+	if outcome.Replayed {
+		// The one made for this request is nobody's.
+		secret = ""
+	}
+	ctx.Response.Header.Set(fasthttp.HeaderLocation, location+created.Id)
 	httpapi.SetETag(ctx, created.Version)
 	httpapi.WriteJSON(ctx, http.StatusCreated, resource.EndpointViewWithSecret(created, secret))
 	return nil
@@ -87,8 +97,8 @@ func (c *Commands) patchEndpoint(ctx *fasthttp.RequestCtx, p httpapi.Principal) 
 	if problem != nil {
 		return problem
 	}
-	cmd := command(ctx, p)
-	if cmd.Precondition, problem = ifMatch(ctx); problem != nil {
+	cmd, problem := command(ctx, p)
+	if problem != nil {
 		return problem
 	}
 	update, err := c.sealedPatch(endpointID, patch)
@@ -96,7 +106,7 @@ func (c *Commands) patchEndpoint(ctx *fasthttp.RequestCtx, p httpapi.Principal) 
 		return err
 	}
 	cmd.Action = &webhooksv1.Command_UpdateEndpoint{UpdateEndpoint: update}
-	outcome, err := c.carryOut(ofOrganization(cmd.OrganizationId), cmd)
+	outcome, err := c.carryOut(ctx, ofOrganization(cmd.OrganizationId), cmd)
 	if errors.Is(err, errPending) {
 		accepted(ctx, "/v1/orgs/"+cmd.OrganizationId+"/endpoints/"+endpointID, pending{endpointID})
 		return nil
@@ -138,8 +148,8 @@ func (c *Commands) deleteEndpoint(ctx *fasthttp.RequestCtx, p httpapi.Principal)
 	if problem != nil {
 		return problem
 	}
-	cmd := command(ctx, p)
-	if cmd.Precondition, problem = ifMatch(ctx); problem != nil {
+	cmd, problem := command(ctx, p)
+	if problem != nil {
 		return problem
 	}
 	cmd.Action = &webhooksv1.Command_DeleteEndpoint{DeleteEndpoint: &webhooksv1.DeleteEndpoint{EndpointId: endpointID}}
@@ -148,7 +158,7 @@ func (c *Commands) deleteEndpoint(ctx *fasthttp.RequestCtx, p httpapi.Principal)
 
 // delete carries out a deletion and answers 204.
 func (c *Commands) delete(ctx *fasthttp.RequestCtx, to owner, cmd *webhooksv1.Command, what string) error {
-	outcome, err := c.carryOut(to, cmd)
+	outcome, err := c.carryOut(ctx, to, cmd)
 	switch {
 	case errors.Is(err, errPending):
 		accepted(ctx, string(ctx.Path()), pending{what})

@@ -81,15 +81,22 @@ func TestEnsureTopicsFromManyInstancesAtOnce(t *testing.T) {
 		}
 		require.Len(t, details["t."+topic.Name].Partitions, int(want), topic.Name)
 	}
-	configs, err := kadm.NewClient(client).DescribeTopicConfigs(deadline(t), "t."+schemas.Billing)
-	require.NoError(t, err)
-	got := map[string]string{}
-	for _, c := range configs[0].Configs {
-		got[c.Key] = c.MaybeValue()
+	settings := func(topic string) map[string]string {
+		configs, err := kadm.NewClient(client).DescribeTopicConfigs(deadline(t), "t."+topic)
+		require.NoError(t, err)
+		got := map[string]string{}
+		for _, c := range configs[0].Configs {
+			got[c.Key] = c.MaybeValue()
+		}
+		return got
 	}
+	got := settings(schemas.Billing)
 	require.Equal(t, "compact", got["cleanup.policy"])
 	require.Equal(t, "604800000", got["delete.retention.ms"])
 	require.Equal(t, "4194304", got["max.message.bytes"])
+	got = settings(schemas.Idempotency)
+	require.Equal(t, "compact,delete", got["cleanup.policy"])
+	require.Equal(t, "93600000", got["retention.ms"])
 }
 
 func TestEnsureTopicsRefusesAnotherPartitionCount(t *testing.T) {

@@ -7,12 +7,13 @@ import (
 	"github.com/betterdata/webhooks/internal/id"
 	"github.com/betterdata/webhooks/internal/stream"
 	"github.com/betterdata/webhooks/processor/commands"
+	"github.com/betterdata/webhooks/processor/idempotency"
 	"github.com/betterdata/webhooks/schemas"
 	webhooksv1 "github.com/betterdata/webhooks/schemas/webhooks/v1"
 )
 
-// command applies a command and answers it. Its outcome is written in the same transaction, so that whoever asked may
-// tell the merchant that the change holds.
+// command applies a command, or has it applied, and answers it. Its outcome is written in the same transaction, so that
+// whoever asked may tell the merchant that the change holds.
 func (t *task) command(tx *stream.Tx, e *event) (result, error) {
 	cmd := &webhooksv1.Command{}
 	if err := proto.Unmarshal(e.body, cmd); err != nil || cmd.Id == "" {
@@ -26,11 +27,31 @@ func (t *task) command(tx *stream.Tx, e *event) (result, error) {
 		return t.release(tx, e, cmd, action.ReleaseAccount)
 	case *webhooksv1.Command_AdoptAccount:
 		return t.adopt(tx, e, cmd, action.AdoptAccount)
+	case *webhooksv1.Command_ConcludeCommand:
+		return t.conclude(tx, e, cmd, action.ConcludeCommand)
 	}
+	if cmd.IdempotencyKey != nil {
+		if what, known, err := t.recall(tx, cmd); known || err != nil {
+			return what, err
+		}
+		if account := accountOf(cmd); account != "" {
+			return t.passOn(tx, cmd, account)
+		}
+	}
+	return t.apply(tx, cmd)
+}
+
+// apply applies a command on endpoints.
+func (t *task) apply(tx *stream.Tx, cmd *webhooksv1.Command) (result, error) {
 	t.sets.forget(cmd.OrganizationId)
 	r, err := t.commands.Apply(endpointState{tx}, cmd, tx.Now())
 	if err != nil {
 		return 0, err
+	}
+	if cmd.IdempotencyKey != nil {
+		if err := idempotency.Remember(idempotencyState{tx}, cmd, r.Outcome, tx.Now()); err != nil {
+			return 0, err
+		}
 	}
 	emit(tx, schemas.CommandOutcomes, cmd.OrganizationId, cmd.Id, r.Outcome)
 	if r.Event != nil {

@@ -4,7 +4,8 @@
 // otherwise it is handed to the domain it belongs to (package billing) and leaves, all in one transaction with the
 // input's offset: the new state (tables `billing`, `entitlements`), what is told to merchants (`events`), the audit entry
 // (`billing-audit`) and one row that says what became of it (`inbound-rows`). A command is handed to package commands
-// and leaves the changed endpoints and its outcome. Timers of the domain are due times in the state itself, found by an
+// and leaves the changed endpoints and its outcome; one with an Idempotency-Key is looked for among those that came before
+// (package idempotency), and handed on where an account's owner carries it out. Timers of the domain are due times in the state itself, found by an
 // index and applied when the runtime calls. An account that is moved to another organization is handed over to it.
 //
 // What it promises: one effect per organization, source and event id within the dedupe time; nothing but a repeat is
@@ -70,6 +71,7 @@ func (i *Inbound) Spec() stream.Spec {
 			{Topic: schemas.Billing, Index: indexDue},
 			{Topic: schemas.Endpoints},
 			{Topic: schemas.InboundSeen},
+			{Topic: schemas.Idempotency},
 		},
 		NewTask: func(p *stream.Partition) (stream.Task, error) { return newTask(i, p), nil },
 	}

@@ -6,6 +6,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/betterdata/webhooks/processor/billing"
+	"github.com/betterdata/webhooks/processor/idempotency"
 	"github.com/betterdata/webhooks/schemas"
 )
 
@@ -42,11 +43,17 @@ func countedAs(eventType string) int {
 	return len(counted) - 1
 }
 
+// idempotentNames are the labels of the verdicts that are counted.
+var idempotentNames = map[idempotency.Verdict]string{
+	idempotency.Replayed: "replayed", idempotency.Reused: "reused", idempotency.InProgress: "in_progress",
+}
+
 type metrics struct {
 	// events by place in counted and result.
 	events          [][results]prometheus.Counter
 	paymentFailures prometheus.Counter
 	unmappedPrices  prometheus.Counter
+	idempotent      map[idempotency.Verdict]prometheus.Counter
 }
 
 func newMetrics(reg prometheus.Registerer) *metrics {
@@ -71,7 +78,15 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		}
 		m.events = append(m.events, row)
 	}
-	reg.MustRegister(events, m.paymentFailures, m.unmappedPrices)
+	idempotent := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "webhooks_idempotent_answers_total",
+		Help: "Management requests whose Idempotency-Key was known, by how they were answered.",
+	}, []string{"result"})
+	m.idempotent = map[idempotency.Verdict]prometheus.Counter{}
+	for verdict, name := range idempotentNames {
+		m.idempotent[verdict] = idempotent.WithLabelValues(name)
+	}
+	reg.MustRegister(events, m.paymentFailures, m.unmappedPrices, idempotent)
 	return m
 }
 
@@ -80,9 +95,12 @@ type tally struct {
 	events          [][results]int
 	paymentFailures int
 	unmappedPrices  int
+	idempotent      map[idempotency.Verdict]int
 }
 
-func newTally() tally { return tally{events: make([][results]int, len(counted))} }
+func newTally() tally {
+	return tally{events: make([][results]int, len(counted)), idempotent: map[idempotency.Verdict]int{}}
+}
 
 func (t *tally) count(eventType string, r result) { t.events[countedAs(eventType)][r]++ }
 
@@ -97,10 +115,14 @@ func (t *tally) flush(m *metrics) {
 	}
 	m.paymentFailures.Add(float64(t.paymentFailures))
 	m.unmappedPrices.Add(float64(t.unmappedPrices))
+	for verdict, n := range t.idempotent {
+		m.idempotent[verdict].Add(float64(n))
+	}
 	t.reset()
 }
 
 func (t *tally) reset() {
 	clear(t.events)
+	clear(t.idempotent)
 	t.paymentFailures, t.unmappedPrices = 0, 0
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/betterdata/webhooks/internal/stream"
 	"github.com/betterdata/webhooks/processor/billing"
 	"github.com/betterdata/webhooks/processor/dedupe"
+	"github.com/betterdata/webhooks/processor/idempotency"
 	"github.com/betterdata/webhooks/schemas"
 )
 
@@ -150,6 +151,7 @@ func (t *task) Advance(tx *stream.Tx, now time.Time) error {
 	}
 	if today := dedupe.DayOf(now); t.forgot != today {
 		t.memory.Forget(tx)
+		tx.ForgetBelow(schemas.Idempotency, idempotency.Current(now))
 		t.forgot = today
 		t.partition.WakeAt(now.Truncate(24 * time.Hour).Add(24 * time.Hour))
 	}

@@ -15,7 +15,7 @@ import (
 	webhooksv1 "github.com/betterdata/webhooks/schemas/webhooks/v1"
 )
 
-// command applies a command on an account and writes its outcome.
+// command applies a command on an account and writes its outcome, or has it written.
 func (u unit) command(in *kgo.Record, e *event) error {
 	var cmd webhooksv1.Command
 	if err := proto.Unmarshal(in.Value, &cmd); err != nil {
@@ -45,11 +45,31 @@ func (u unit) command(in *kgo.Record, e *event) error {
 	if problem != nil {
 		outcome.Result = &webhooksv1.CommandOutcome_Refusal{Refusal: resource.Refusal(problem)}
 	}
+	if cmd.IdempotencyKey != nil {
+		return u.conclude(&cmd, outcome)
+	}
 	value, err := proto.Marshal(outcome)
 	if err != nil {
 		return fmt.Errorf("encode outcome of command %s: %w", cmd.Id, err)
 	}
 	u.tx.Emit(schemas.CommandOutcomes, account, &kgo.Record{Key: []byte(cmd.Id), Value: value})
+	return nil
+}
+
+// conclude sends what came of a command back to the organization's owner, which handed it on and waits to remember it.
+// The owner answers it too: answered from here, the request could come again before its key is known to be concluded.
+func (u unit) conclude(cmd *webhooksv1.Command, outcome *webhooksv1.CommandOutcome) error {
+	r, err := cloudevent.Command(&webhooksv1.Command{
+		Id: id.Derive(id.Command, "conclude", cmd.Id), OrganizationId: cmd.OrganizationId, KeyId: cmd.KeyId,
+		IssuedUnixMs: u.tx.Now().UnixMilli(),
+		Action: &webhooksv1.Command_ConcludeCommand{ConcludeCommand: &webhooksv1.ConcludeCommand{
+			KeyHash: cmd.IdempotencyKey.Hash, Outcome: outcome,
+		}},
+	})
+	if err != nil {
+		return err
+	}
+	u.tx.Emit(schemas.Inbound, cmd.OrganizationId, r)
 	return nil
 }
 

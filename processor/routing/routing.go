@@ -13,6 +13,8 @@
 // Organizations are told, by commands on their own topic and ahead of the events, when an account becomes theirs and
 // when it was moved away from them, so that what they know of it moves along.
 //
+// A command with an Idempotency-Key comes from its organization's owner, and what became of it goes back there.
+//
 // What is handed on has its original id, source, body and headers; ce_retained says that it was held. Duplicates are
 // not looked for here: that is the organization's partition's work. Nothing verified is dropped: an event that names no
 // account, and so could never be connected, goes to the organization its metadata names, or to `inbound.dead`.

@@ -321,6 +321,49 @@ func TestDisconnect(t *testing.T) {
 	require.Equal(t, []string{"org_2 evt_1 held"}, handedOn(w.Process(connect("org_2", "cus_1", false))))
 }
 
+// A command that the organization's owner handed on is concluded there, and answered there.
+func TestConclusionsGoBackToWhoHandedTheCommandOn(t *testing.T) {
+	guarded := func(r *kgo.Record) (*kgo.Record, *webhooksv1.Command) {
+		cmd := &webhooksv1.Command{}
+		require.NoError(t, proto.Unmarshal(r.Value, cmd))
+		cmd.IdempotencyKey = &webhooksv1.IdempotencyKey{Hash: []byte("hash"), Fingerprint: []byte("fingerprint")}
+		r.Value, _ = proto.Marshal(cmd)
+		return r, cmd
+	}
+	conclusions := func(out streamtest.Outputs) (list []*webhooksv1.Command) {
+		for _, p := range out {
+			cmd := &webhooksv1.Command{}
+			if p.Topic != schemas.Inbound || proto.Unmarshal(p.Record.Value, cmd) != nil || cmd.GetConcludeCommand() == nil {
+				continue
+			}
+			require.Equal(t, cmd.OrganizationId, p.Key)
+			require.Equal(t, schemas.TypeCommand, kafka.ReadHeader(p.Record.Headers, schemas.HeaderType))
+			list = append(list, cmd)
+		}
+		return list
+	}
+	w := newWorld(t)
+	in, cmd := guarded(connect("org_1", "cus_1", false))
+	out := w.Process(in)
+	require.Empty(t, out.Topic(schemas.CommandOutcomes))
+	all := conclusions(out)
+	require.Len(t, all, 1)
+	require.Equal(t, "org_1", all[0].OrganizationId)
+	require.NotEqual(t, cmd.Id, all[0].Id)
+	require.Equal(t, "hash", string(all[0].GetConcludeCommand().KeyHash))
+	require.Equal(t, cmd.Id, all[0].GetConcludeCommand().Outcome.CommandId)
+	require.Equal(t, cmd.GetCreateConnection().Connection.Id, all[0].GetConcludeCommand().Outcome.GetConnection().GetId())
+	require.Equal(t, "org_1", w.route("cus_1"))
+
+	in, _ = guarded(connect("org_2", "cus_1", false))
+	out = w.Process(in)
+	require.Empty(t, out.Topic(schemas.CommandOutcomes))
+	all = conclusions(out)
+	require.Len(t, all, 1)
+	require.Equal(t, "org_2", all[0].OrganizationId)
+	require.Equal(t, "account_taken", all[0].GetConcludeCommand().Outcome.GetRefusal().GetCode())
+}
+
 func TestCommandThatCannotBeRead(t *testing.T) {
 	w := newWorld(t)
 	in := command("org_1", &webhooksv1.Command{})

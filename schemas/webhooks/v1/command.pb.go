@@ -33,6 +33,9 @@ type Command struct {
 	IssuedUnixMs int64  `protobuf:"varint,4,opt,name=issued_unix_ms,json=issuedUnixMs,proto3" json:"issued_unix_ms,omitempty"`
 	// If-Match of the request; absent asks nothing.
 	Precondition *Precondition `protobuf:"bytes,5,opt,name=precondition,proto3" json:"precondition,omitempty"`
+	// Idempotency-Key of the request; absent where it had none. The command then goes to the organization's owner first,
+	// whoever carries it out.
+	IdempotencyKey *IdempotencyKey `protobuf:"bytes,6,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
 	// Types that are valid to be assigned to Action:
 	//
 	//	*Command_CreateEndpoint
@@ -43,6 +46,7 @@ type Command struct {
 	//	*Command_DeleteConnection
 	//	*Command_ReleaseAccount
 	//	*Command_AdoptAccount
+	//	*Command_ConcludeCommand
 	Action        isCommand_Action `protobuf_oneof:"action"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -109,6 +113,13 @@ func (x *Command) GetIssuedUnixMs() int64 {
 func (x *Command) GetPrecondition() *Precondition {
 	if x != nil {
 		return x.Precondition
+	}
+	return nil
+}
+
+func (x *Command) GetIdempotencyKey() *IdempotencyKey {
+	if x != nil {
+		return x.IdempotencyKey
 	}
 	return nil
 }
@@ -192,6 +203,15 @@ func (x *Command) GetAdoptAccount() *AdoptAccount {
 	return nil
 }
 
+func (x *Command) GetConcludeCommand() *ConcludeCommand {
+	if x != nil {
+		if x, ok := x.Action.(*Command_ConcludeCommand); ok {
+			return x.ConcludeCommand
+		}
+	}
+	return nil
+}
+
 type isCommand_Action interface {
 	isCommand_Action()
 }
@@ -228,6 +248,10 @@ type Command_AdoptAccount struct {
 	AdoptAccount *AdoptAccount `protobuf:"bytes,31,opt,name=adopt_account,json=adoptAccount,proto3,oneof"`
 }
 
+type Command_ConcludeCommand struct {
+	ConcludeCommand *ConcludeCommand `protobuf:"bytes,32,opt,name=conclude_command,json=concludeCommand,proto3,oneof"`
+}
+
 func (*Command_CreateEndpoint) isCommand_Action() {}
 
 func (*Command_UpdateEndpoint) isCommand_Action() {}
@@ -243,6 +267,8 @@ func (*Command_DeleteConnection) isCommand_Action() {}
 func (*Command_ReleaseAccount) isCommand_Action() {}
 
 func (*Command_AdoptAccount) isCommand_Action() {}
+
+func (*Command_ConcludeCommand) isCommand_Action() {}
 
 // Precondition is what the resource must be when its owner comes to the command; else the owner refuses it. One without a
 // version, and not any, is never met: the request named what no version of ours can be.
@@ -300,6 +326,61 @@ func (x *Precondition) GetVersions() []uint64 {
 	return nil
 }
 
+// IdempotencyKey has neither the key nor the request itself, which may hold secrets.
+type IdempotencyKey struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// SHA-256 of the key.
+	Hash []byte `protobuf:"bytes,1,opt,name=hash,proto3" json:"hash,omitempty"`
+	// HMAC-SHA-256, under the key, of the request's method, path and body.
+	Fingerprint   []byte `protobuf:"bytes,2,opt,name=fingerprint,proto3" json:"fingerprint,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *IdempotencyKey) Reset() {
+	*x = IdempotencyKey{}
+	mi := &file_webhooks_v1_command_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *IdempotencyKey) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*IdempotencyKey) ProtoMessage() {}
+
+func (x *IdempotencyKey) ProtoReflect() protoreflect.Message {
+	mi := &file_webhooks_v1_command_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use IdempotencyKey.ProtoReflect.Descriptor instead.
+func (*IdempotencyKey) Descriptor() ([]byte, []int) {
+	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *IdempotencyKey) GetHash() []byte {
+	if x != nil {
+		return x.Hash
+	}
+	return nil
+}
+
+func (x *IdempotencyKey) GetFingerprint() []byte {
+	if x != nil {
+		return x.Fingerprint
+	}
+	return nil
+}
+
 // CreateEndpoint carries the request as asked for, its secrets already sealed by the edge.
 type CreateEndpoint struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -310,7 +391,7 @@ type CreateEndpoint struct {
 
 func (x *CreateEndpoint) Reset() {
 	*x = CreateEndpoint{}
-	mi := &file_webhooks_v1_command_proto_msgTypes[2]
+	mi := &file_webhooks_v1_command_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -322,7 +403,7 @@ func (x *CreateEndpoint) String() string {
 func (*CreateEndpoint) ProtoMessage() {}
 
 func (x *CreateEndpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_command_proto_msgTypes[2]
+	mi := &file_webhooks_v1_command_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -335,7 +416,7 @@ func (x *CreateEndpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateEndpoint.ProtoReflect.Descriptor instead.
 func (*CreateEndpoint) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{2}
+	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *CreateEndpoint) GetEndpoint() *Endpoint {
@@ -363,7 +444,7 @@ type UpdateEndpoint struct {
 
 func (x *UpdateEndpoint) Reset() {
 	*x = UpdateEndpoint{}
-	mi := &file_webhooks_v1_command_proto_msgTypes[3]
+	mi := &file_webhooks_v1_command_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -375,7 +456,7 @@ func (x *UpdateEndpoint) String() string {
 func (*UpdateEndpoint) ProtoMessage() {}
 
 func (x *UpdateEndpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_command_proto_msgTypes[3]
+	mi := &file_webhooks_v1_command_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -388,7 +469,7 @@ func (x *UpdateEndpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateEndpoint.ProtoReflect.Descriptor instead.
 func (*UpdateEndpoint) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{3}
+	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *UpdateEndpoint) GetEndpointId() string {
@@ -448,7 +529,7 @@ type SealedHeaders struct {
 
 func (x *SealedHeaders) Reset() {
 	*x = SealedHeaders{}
-	mi := &file_webhooks_v1_command_proto_msgTypes[4]
+	mi := &file_webhooks_v1_command_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -460,7 +541,7 @@ func (x *SealedHeaders) String() string {
 func (*SealedHeaders) ProtoMessage() {}
 
 func (x *SealedHeaders) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_command_proto_msgTypes[4]
+	mi := &file_webhooks_v1_command_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -473,7 +554,7 @@ func (x *SealedHeaders) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealedHeaders.ProtoReflect.Descriptor instead.
 func (*SealedHeaders) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{4}
+	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *SealedHeaders) GetNames() []string {
@@ -506,7 +587,7 @@ type DeleteEndpoint struct {
 
 func (x *DeleteEndpoint) Reset() {
 	*x = DeleteEndpoint{}
-	mi := &file_webhooks_v1_command_proto_msgTypes[5]
+	mi := &file_webhooks_v1_command_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -518,7 +599,7 @@ func (x *DeleteEndpoint) String() string {
 func (*DeleteEndpoint) ProtoMessage() {}
 
 func (x *DeleteEndpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_command_proto_msgTypes[5]
+	mi := &file_webhooks_v1_command_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -531,7 +612,7 @@ func (x *DeleteEndpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteEndpoint.ProtoReflect.Descriptor instead.
 func (*DeleteEndpoint) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{5}
+	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *DeleteEndpoint) GetEndpointId() string {
@@ -554,7 +635,7 @@ type DisableEndpoint struct {
 
 func (x *DisableEndpoint) Reset() {
 	*x = DisableEndpoint{}
-	mi := &file_webhooks_v1_command_proto_msgTypes[6]
+	mi := &file_webhooks_v1_command_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -566,7 +647,7 @@ func (x *DisableEndpoint) String() string {
 func (*DisableEndpoint) ProtoMessage() {}
 
 func (x *DisableEndpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_command_proto_msgTypes[6]
+	mi := &file_webhooks_v1_command_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -579,7 +660,7 @@ func (x *DisableEndpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DisableEndpoint.ProtoReflect.Descriptor instead.
 func (*DisableEndpoint) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{6}
+	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *DisableEndpoint) GetEndpointId() string {
@@ -614,7 +695,7 @@ type CreateConnection struct {
 
 func (x *CreateConnection) Reset() {
 	*x = CreateConnection{}
-	mi := &file_webhooks_v1_command_proto_msgTypes[7]
+	mi := &file_webhooks_v1_command_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -626,7 +707,7 @@ func (x *CreateConnection) String() string {
 func (*CreateConnection) ProtoMessage() {}
 
 func (x *CreateConnection) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_command_proto_msgTypes[7]
+	mi := &file_webhooks_v1_command_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -639,7 +720,7 @@ func (x *CreateConnection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateConnection.ProtoReflect.Descriptor instead.
 func (*CreateConnection) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{7}
+	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *CreateConnection) GetConnection() *Connection {
@@ -667,7 +748,7 @@ type DeleteConnection struct {
 
 func (x *DeleteConnection) Reset() {
 	*x = DeleteConnection{}
-	mi := &file_webhooks_v1_command_proto_msgTypes[8]
+	mi := &file_webhooks_v1_command_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -679,7 +760,7 @@ func (x *DeleteConnection) String() string {
 func (*DeleteConnection) ProtoMessage() {}
 
 func (x *DeleteConnection) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_command_proto_msgTypes[8]
+	mi := &file_webhooks_v1_command_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -692,7 +773,7 @@ func (x *DeleteConnection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteConnection.ProtoReflect.Descriptor instead.
 func (*DeleteConnection) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{8}
+	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *DeleteConnection) GetConnectionId() string {
@@ -734,7 +815,7 @@ type ReleaseAccount struct {
 
 func (x *ReleaseAccount) Reset() {
 	*x = ReleaseAccount{}
-	mi := &file_webhooks_v1_command_proto_msgTypes[9]
+	mi := &file_webhooks_v1_command_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -746,7 +827,7 @@ func (x *ReleaseAccount) String() string {
 func (*ReleaseAccount) ProtoMessage() {}
 
 func (x *ReleaseAccount) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_command_proto_msgTypes[9]
+	mi := &file_webhooks_v1_command_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -759,7 +840,7 @@ func (x *ReleaseAccount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseAccount.ProtoReflect.Descriptor instead.
 func (*ReleaseAccount) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{9}
+	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ReleaseAccount) GetSource() string {
@@ -812,7 +893,7 @@ type AdoptAccount struct {
 
 func (x *AdoptAccount) Reset() {
 	*x = AdoptAccount{}
-	mi := &file_webhooks_v1_command_proto_msgTypes[10]
+	mi := &file_webhooks_v1_command_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -824,7 +905,7 @@ func (x *AdoptAccount) String() string {
 func (*AdoptAccount) ProtoMessage() {}
 
 func (x *AdoptAccount) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_command_proto_msgTypes[10]
+	mi := &file_webhooks_v1_command_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -837,7 +918,7 @@ func (x *AdoptAccount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdoptAccount.ProtoReflect.Descriptor instead.
 func (*AdoptAccount) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{10}
+	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *AdoptAccount) GetSource() string {
@@ -875,7 +956,134 @@ func (x *AdoptAccount) GetOrder() int64 {
 	return 0
 }
 
-// CommandOutcome is written to `command-outcomes` in the command's transaction, refusals too.
+// ConcludeCommand tells the organization's owner what came of a command with an Idempotency-Key that it handed to another
+// owner; it remembers the outcome and writes it to `command-outcomes`.
+type ConcludeCommand struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// IdempotencyKey.hash of the command.
+	KeyHash       []byte          `protobuf:"bytes,1,opt,name=key_hash,json=keyHash,proto3" json:"key_hash,omitempty"`
+	Outcome       *CommandOutcome `protobuf:"bytes,2,opt,name=outcome,proto3" json:"outcome,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ConcludeCommand) Reset() {
+	*x = ConcludeCommand{}
+	mi := &file_webhooks_v1_command_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ConcludeCommand) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ConcludeCommand) ProtoMessage() {}
+
+func (x *ConcludeCommand) ProtoReflect() protoreflect.Message {
+	mi := &file_webhooks_v1_command_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ConcludeCommand.ProtoReflect.Descriptor instead.
+func (*ConcludeCommand) Descriptor() ([]byte, []int) {
+	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *ConcludeCommand) GetKeyHash() []byte {
+	if x != nil {
+		return x.KeyHash
+	}
+	return nil
+}
+
+func (x *ConcludeCommand) GetOutcome() *CommandOutcome {
+	if x != nil {
+		return x.Outcome
+	}
+	return nil
+}
+
+// RememberedCommand is the first command of an organization with an Idempotency-Key: a record of the store `idempotency`.
+type RememberedCommand struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	CommandId   string                 `protobuf:"bytes,1,opt,name=command_id,json=commandId,proto3" json:"command_id,omitempty"`
+	Fingerprint []byte                 `protobuf:"bytes,2,opt,name=fingerprint,proto3" json:"fingerprint,omitempty"`
+	// From then on the key is as good as new.
+	ExpiresUnixMs int64 `protobuf:"varint,3,opt,name=expires_unix_ms,json=expiresUnixMs,proto3" json:"expires_unix_ms,omitempty"`
+	// Without secrets; absent until another owner has concluded the command.
+	Outcome       *CommandOutcome `protobuf:"bytes,4,opt,name=outcome,proto3" json:"outcome,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RememberedCommand) Reset() {
+	*x = RememberedCommand{}
+	mi := &file_webhooks_v1_command_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RememberedCommand) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RememberedCommand) ProtoMessage() {}
+
+func (x *RememberedCommand) ProtoReflect() protoreflect.Message {
+	mi := &file_webhooks_v1_command_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RememberedCommand.ProtoReflect.Descriptor instead.
+func (*RememberedCommand) Descriptor() ([]byte, []int) {
+	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *RememberedCommand) GetCommandId() string {
+	if x != nil {
+		return x.CommandId
+	}
+	return ""
+}
+
+func (x *RememberedCommand) GetFingerprint() []byte {
+	if x != nil {
+		return x.Fingerprint
+	}
+	return nil
+}
+
+func (x *RememberedCommand) GetExpiresUnixMs() int64 {
+	if x != nil {
+		return x.ExpiresUnixMs
+	}
+	return 0
+}
+
+func (x *RememberedCommand) GetOutcome() *CommandOutcome {
+	if x != nil {
+		return x.Outcome
+	}
+	return nil
+}
+
+// CommandOutcome is written to `command-outcomes`, refusals too, in the command's transaction, or in the one that takes down
+// its conclusion.
 type CommandOutcome struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
 	CommandId string                 `protobuf:"bytes,1,opt,name=command_id,json=commandId,proto3" json:"command_id,omitempty"`
@@ -885,14 +1093,16 @@ type CommandOutcome struct {
 	//	*CommandOutcome_Connection
 	//	*CommandOutcome_Deleted
 	//	*CommandOutcome_Refusal
-	Result        isCommandOutcome_Result `protobuf_oneof:"result"`
+	Result isCommandOutcome_Result `protobuf_oneof:"result"`
+	// The command was not carried out: this came of an earlier one with the same Idempotency-Key.
+	Replayed      bool `protobuf:"varint,6,opt,name=replayed,proto3" json:"replayed,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *CommandOutcome) Reset() {
 	*x = CommandOutcome{}
-	mi := &file_webhooks_v1_command_proto_msgTypes[11]
+	mi := &file_webhooks_v1_command_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -904,7 +1114,7 @@ func (x *CommandOutcome) String() string {
 func (*CommandOutcome) ProtoMessage() {}
 
 func (x *CommandOutcome) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_command_proto_msgTypes[11]
+	mi := &file_webhooks_v1_command_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -917,7 +1127,7 @@ func (x *CommandOutcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommandOutcome.ProtoReflect.Descriptor instead.
 func (*CommandOutcome) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{11}
+	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *CommandOutcome) GetCommandId() string {
@@ -970,6 +1180,13 @@ func (x *CommandOutcome) GetRefusal() *Refusal {
 	return nil
 }
 
+func (x *CommandOutcome) GetReplayed() bool {
+	if x != nil {
+		return x.Replayed
+	}
+	return false
+}
+
 type isCommandOutcome_Result interface {
 	isCommandOutcome_Result()
 }
@@ -1006,7 +1223,7 @@ type Deleted struct {
 
 func (x *Deleted) Reset() {
 	*x = Deleted{}
-	mi := &file_webhooks_v1_command_proto_msgTypes[12]
+	mi := &file_webhooks_v1_command_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1018,7 +1235,7 @@ func (x *Deleted) String() string {
 func (*Deleted) ProtoMessage() {}
 
 func (x *Deleted) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_command_proto_msgTypes[12]
+	mi := &file_webhooks_v1_command_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1031,7 +1248,7 @@ func (x *Deleted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Deleted.ProtoReflect.Descriptor instead.
 func (*Deleted) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{12}
+	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{15}
 }
 
 // Refusal is a problem of RFC 9457, ready to be answered.
@@ -1047,7 +1264,7 @@ type Refusal struct {
 
 func (x *Refusal) Reset() {
 	*x = Refusal{}
-	mi := &file_webhooks_v1_command_proto_msgTypes[13]
+	mi := &file_webhooks_v1_command_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1059,7 +1276,7 @@ func (x *Refusal) String() string {
 func (*Refusal) ProtoMessage() {}
 
 func (x *Refusal) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_command_proto_msgTypes[13]
+	mi := &file_webhooks_v1_command_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1072,7 +1289,7 @@ func (x *Refusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refusal.ProtoReflect.Descriptor instead.
 func (*Refusal) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{13}
+	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Refusal) GetStatus() uint32 {
@@ -1114,7 +1331,7 @@ type FieldError struct {
 
 func (x *FieldError) Reset() {
 	*x = FieldError{}
-	mi := &file_webhooks_v1_command_proto_msgTypes[14]
+	mi := &file_webhooks_v1_command_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1126,7 +1343,7 @@ func (x *FieldError) String() string {
 func (*FieldError) ProtoMessage() {}
 
 func (x *FieldError) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_command_proto_msgTypes[14]
+	mi := &file_webhooks_v1_command_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1139,7 +1356,7 @@ func (x *FieldError) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FieldError.ProtoReflect.Descriptor instead.
 func (*FieldError) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{14}
+	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *FieldError) GetPointer() string {
@@ -1160,13 +1377,14 @@ var File_webhooks_v1_command_proto protoreflect.FileDescriptor
 
 const file_webhooks_v1_command_proto_rawDesc = "" +
 	"\n" +
-	"\x19webhooks/v1/command.proto\x12\vwebhooks.v1\x1a\x19webhooks/v1/billing.proto\x1a\x1cwebhooks/v1/connection.proto\x1a\x1awebhooks/v1/endpoint.proto\"\x91\x06\n" +
+	"\x19webhooks/v1/command.proto\x12\vwebhooks.v1\x1a\x19webhooks/v1/billing.proto\x1a\x1cwebhooks/v1/connection.proto\x1a\x1awebhooks/v1/endpoint.proto\"\xa2\a\n" +
 	"\aCommand\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12'\n" +
 	"\x0forganization_id\x18\x02 \x01(\tR\x0eorganizationId\x12\x15\n" +
 	"\x06key_id\x18\x03 \x01(\tR\x05keyId\x12$\n" +
 	"\x0eissued_unix_ms\x18\x04 \x01(\x03R\fissuedUnixMs\x12=\n" +
-	"\fprecondition\x18\x05 \x01(\v2\x19.webhooks.v1.PreconditionR\fprecondition\x12F\n" +
+	"\fprecondition\x18\x05 \x01(\v2\x19.webhooks.v1.PreconditionR\fprecondition\x12D\n" +
+	"\x0fidempotency_key\x18\x06 \x01(\v2\x1b.webhooks.v1.IdempotencyKeyR\x0eidempotencyKey\x12F\n" +
 	"\x0fcreate_endpoint\x18\n" +
 	" \x01(\v2\x1b.webhooks.v1.CreateEndpointH\x00R\x0ecreateEndpoint\x12F\n" +
 	"\x0fupdate_endpoint\x18\v \x01(\v2\x1b.webhooks.v1.UpdateEndpointH\x00R\x0eupdateEndpoint\x12F\n" +
@@ -1175,11 +1393,15 @@ const file_webhooks_v1_command_proto_rawDesc = "" +
 	"\x11create_connection\x18\x14 \x01(\v2\x1d.webhooks.v1.CreateConnectionH\x00R\x10createConnection\x12L\n" +
 	"\x11delete_connection\x18\x15 \x01(\v2\x1d.webhooks.v1.DeleteConnectionH\x00R\x10deleteConnection\x12F\n" +
 	"\x0frelease_account\x18\x1e \x01(\v2\x1b.webhooks.v1.ReleaseAccountH\x00R\x0ereleaseAccount\x12@\n" +
-	"\radopt_account\x18\x1f \x01(\v2\x19.webhooks.v1.AdoptAccountH\x00R\fadoptAccountB\b\n" +
+	"\radopt_account\x18\x1f \x01(\v2\x19.webhooks.v1.AdoptAccountH\x00R\fadoptAccount\x12I\n" +
+	"\x10conclude_command\x18  \x01(\v2\x1c.webhooks.v1.ConcludeCommandH\x00R\x0fconcludeCommandB\b\n" +
 	"\x06action\"<\n" +
 	"\fPrecondition\x12\x10\n" +
 	"\x03any\x18\x01 \x01(\bR\x03any\x12\x1a\n" +
-	"\bversions\x18\x02 \x03(\x04R\bversions\"C\n" +
+	"\bversions\x18\x02 \x03(\x04R\bversions\"F\n" +
+	"\x0eIdempotencyKey\x12\x12\n" +
+	"\x04hash\x18\x01 \x01(\fR\x04hash\x12 \n" +
+	"\vfingerprint\x18\x02 \x01(\fR\vfingerprint\"C\n" +
 	"\x0eCreateEndpoint\x121\n" +
 	"\bendpoint\x18\x01 \x01(\v2\x15.webhooks.v1.EndpointR\bendpoint\"\xcc\x02\n" +
 	"\x0eUpdateEndpoint\x12\x1f\n" +
@@ -1229,7 +1451,16 @@ const file_webhooks_v1_command_proto_rawDesc = "" +
 	"\aaccount\x18\x02 \x01(\tR\aaccount\x12\"\n" +
 	"\rmoved_unix_ms\x18\x03 \x01(\x03R\vmovedUnixMs\x12?\n" +
 	"\rsubscriptions\x18\x04 \x03(\v2\x19.webhooks.v1.SubscriptionR\rsubscriptions\x12\x14\n" +
-	"\x05order\x18\x05 \x01(\x03R\x05order\"\x8d\x02\n" +
+	"\x05order\x18\x05 \x01(\x03R\x05order\"c\n" +
+	"\x0fConcludeCommand\x12\x19\n" +
+	"\bkey_hash\x18\x01 \x01(\fR\akeyHash\x125\n" +
+	"\aoutcome\x18\x02 \x01(\v2\x1b.webhooks.v1.CommandOutcomeR\aoutcome\"\xb3\x01\n" +
+	"\x11RememberedCommand\x12\x1d\n" +
+	"\n" +
+	"command_id\x18\x01 \x01(\tR\tcommandId\x12 \n" +
+	"\vfingerprint\x18\x02 \x01(\fR\vfingerprint\x12&\n" +
+	"\x0fexpires_unix_ms\x18\x03 \x01(\x03R\rexpiresUnixMs\x125\n" +
+	"\aoutcome\x18\x04 \x01(\v2\x1b.webhooks.v1.CommandOutcomeR\aoutcome\"\xa9\x02\n" +
 	"\x0eCommandOutcome\x12\x1d\n" +
 	"\n" +
 	"command_id\x18\x01 \x01(\tR\tcommandId\x123\n" +
@@ -1238,7 +1469,8 @@ const file_webhooks_v1_command_proto_rawDesc = "" +
 	"connection\x18\x03 \x01(\v2\x17.webhooks.v1.ConnectionH\x00R\n" +
 	"connection\x120\n" +
 	"\adeleted\x18\x04 \x01(\v2\x14.webhooks.v1.DeletedH\x00R\adeleted\x120\n" +
-	"\arefusal\x18\x05 \x01(\v2\x14.webhooks.v1.RefusalH\x00R\arefusalB\b\n" +
+	"\arefusal\x18\x05 \x01(\v2\x14.webhooks.v1.RefusalH\x00R\arefusal\x12\x1a\n" +
+	"\breplayed\x18\x06 \x01(\bR\breplayedB\b\n" +
 	"\x06result\"\t\n" +
 	"\aDeleted\"~\n" +
 	"\aRefusal\x12\x16\n" +
@@ -1263,54 +1495,61 @@ func file_webhooks_v1_command_proto_rawDescGZIP() []byte {
 	return file_webhooks_v1_command_proto_rawDescData
 }
 
-var file_webhooks_v1_command_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
+var file_webhooks_v1_command_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
 var file_webhooks_v1_command_proto_goTypes = []any{
-	(*Command)(nil),          // 0: webhooks.v1.Command
-	(*Precondition)(nil),     // 1: webhooks.v1.Precondition
-	(*CreateEndpoint)(nil),   // 2: webhooks.v1.CreateEndpoint
-	(*UpdateEndpoint)(nil),   // 3: webhooks.v1.UpdateEndpoint
-	(*SealedHeaders)(nil),    // 4: webhooks.v1.SealedHeaders
-	(*DeleteEndpoint)(nil),   // 5: webhooks.v1.DeleteEndpoint
-	(*DisableEndpoint)(nil),  // 6: webhooks.v1.DisableEndpoint
-	(*CreateConnection)(nil), // 7: webhooks.v1.CreateConnection
-	(*DeleteConnection)(nil), // 8: webhooks.v1.DeleteConnection
-	(*ReleaseAccount)(nil),   // 9: webhooks.v1.ReleaseAccount
-	(*AdoptAccount)(nil),     // 10: webhooks.v1.AdoptAccount
-	(*CommandOutcome)(nil),   // 11: webhooks.v1.CommandOutcome
-	(*Deleted)(nil),          // 12: webhooks.v1.Deleted
-	(*Refusal)(nil),          // 13: webhooks.v1.Refusal
-	(*FieldError)(nil),       // 14: webhooks.v1.FieldError
-	(*Endpoint)(nil),         // 15: webhooks.v1.Endpoint
-	(*SigningSecret)(nil),    // 16: webhooks.v1.SigningSecret
-	(*Connection)(nil),       // 17: webhooks.v1.Connection
-	(*Subscription)(nil),     // 18: webhooks.v1.Subscription
+	(*Command)(nil),           // 0: webhooks.v1.Command
+	(*Precondition)(nil),      // 1: webhooks.v1.Precondition
+	(*IdempotencyKey)(nil),    // 2: webhooks.v1.IdempotencyKey
+	(*CreateEndpoint)(nil),    // 3: webhooks.v1.CreateEndpoint
+	(*UpdateEndpoint)(nil),    // 4: webhooks.v1.UpdateEndpoint
+	(*SealedHeaders)(nil),     // 5: webhooks.v1.SealedHeaders
+	(*DeleteEndpoint)(nil),    // 6: webhooks.v1.DeleteEndpoint
+	(*DisableEndpoint)(nil),   // 7: webhooks.v1.DisableEndpoint
+	(*CreateConnection)(nil),  // 8: webhooks.v1.CreateConnection
+	(*DeleteConnection)(nil),  // 9: webhooks.v1.DeleteConnection
+	(*ReleaseAccount)(nil),    // 10: webhooks.v1.ReleaseAccount
+	(*AdoptAccount)(nil),      // 11: webhooks.v1.AdoptAccount
+	(*ConcludeCommand)(nil),   // 12: webhooks.v1.ConcludeCommand
+	(*RememberedCommand)(nil), // 13: webhooks.v1.RememberedCommand
+	(*CommandOutcome)(nil),    // 14: webhooks.v1.CommandOutcome
+	(*Deleted)(nil),           // 15: webhooks.v1.Deleted
+	(*Refusal)(nil),           // 16: webhooks.v1.Refusal
+	(*FieldError)(nil),        // 17: webhooks.v1.FieldError
+	(*Endpoint)(nil),          // 18: webhooks.v1.Endpoint
+	(*SigningSecret)(nil),     // 19: webhooks.v1.SigningSecret
+	(*Connection)(nil),        // 20: webhooks.v1.Connection
+	(*Subscription)(nil),      // 21: webhooks.v1.Subscription
 }
 var file_webhooks_v1_command_proto_depIdxs = []int32{
 	1,  // 0: webhooks.v1.Command.precondition:type_name -> webhooks.v1.Precondition
-	2,  // 1: webhooks.v1.Command.create_endpoint:type_name -> webhooks.v1.CreateEndpoint
-	3,  // 2: webhooks.v1.Command.update_endpoint:type_name -> webhooks.v1.UpdateEndpoint
-	5,  // 3: webhooks.v1.Command.delete_endpoint:type_name -> webhooks.v1.DeleteEndpoint
-	6,  // 4: webhooks.v1.Command.disable_endpoint:type_name -> webhooks.v1.DisableEndpoint
-	7,  // 5: webhooks.v1.Command.create_connection:type_name -> webhooks.v1.CreateConnection
-	8,  // 6: webhooks.v1.Command.delete_connection:type_name -> webhooks.v1.DeleteConnection
-	9,  // 7: webhooks.v1.Command.release_account:type_name -> webhooks.v1.ReleaseAccount
-	10, // 8: webhooks.v1.Command.adopt_account:type_name -> webhooks.v1.AdoptAccount
-	15, // 9: webhooks.v1.CreateEndpoint.endpoint:type_name -> webhooks.v1.Endpoint
-	4,  // 10: webhooks.v1.UpdateEndpoint.headers:type_name -> webhooks.v1.SealedHeaders
-	16, // 11: webhooks.v1.UpdateEndpoint.secret:type_name -> webhooks.v1.SigningSecret
-	16, // 12: webhooks.v1.UpdateEndpoint.private_key:type_name -> webhooks.v1.SigningSecret
-	17, // 13: webhooks.v1.CreateConnection.connection:type_name -> webhooks.v1.Connection
-	18, // 14: webhooks.v1.AdoptAccount.subscriptions:type_name -> webhooks.v1.Subscription
-	15, // 15: webhooks.v1.CommandOutcome.endpoint:type_name -> webhooks.v1.Endpoint
-	17, // 16: webhooks.v1.CommandOutcome.connection:type_name -> webhooks.v1.Connection
-	12, // 17: webhooks.v1.CommandOutcome.deleted:type_name -> webhooks.v1.Deleted
-	13, // 18: webhooks.v1.CommandOutcome.refusal:type_name -> webhooks.v1.Refusal
-	14, // 19: webhooks.v1.Refusal.errors:type_name -> webhooks.v1.FieldError
-	20, // [20:20] is the sub-list for method output_type
-	20, // [20:20] is the sub-list for method input_type
-	20, // [20:20] is the sub-list for extension type_name
-	20, // [20:20] is the sub-list for extension extendee
-	0,  // [0:20] is the sub-list for field type_name
+	2,  // 1: webhooks.v1.Command.idempotency_key:type_name -> webhooks.v1.IdempotencyKey
+	3,  // 2: webhooks.v1.Command.create_endpoint:type_name -> webhooks.v1.CreateEndpoint
+	4,  // 3: webhooks.v1.Command.update_endpoint:type_name -> webhooks.v1.UpdateEndpoint
+	6,  // 4: webhooks.v1.Command.delete_endpoint:type_name -> webhooks.v1.DeleteEndpoint
+	7,  // 5: webhooks.v1.Command.disable_endpoint:type_name -> webhooks.v1.DisableEndpoint
+	8,  // 6: webhooks.v1.Command.create_connection:type_name -> webhooks.v1.CreateConnection
+	9,  // 7: webhooks.v1.Command.delete_connection:type_name -> webhooks.v1.DeleteConnection
+	10, // 8: webhooks.v1.Command.release_account:type_name -> webhooks.v1.ReleaseAccount
+	11, // 9: webhooks.v1.Command.adopt_account:type_name -> webhooks.v1.AdoptAccount
+	12, // 10: webhooks.v1.Command.conclude_command:type_name -> webhooks.v1.ConcludeCommand
+	18, // 11: webhooks.v1.CreateEndpoint.endpoint:type_name -> webhooks.v1.Endpoint
+	5,  // 12: webhooks.v1.UpdateEndpoint.headers:type_name -> webhooks.v1.SealedHeaders
+	19, // 13: webhooks.v1.UpdateEndpoint.secret:type_name -> webhooks.v1.SigningSecret
+	19, // 14: webhooks.v1.UpdateEndpoint.private_key:type_name -> webhooks.v1.SigningSecret
+	20, // 15: webhooks.v1.CreateConnection.connection:type_name -> webhooks.v1.Connection
+	21, // 16: webhooks.v1.AdoptAccount.subscriptions:type_name -> webhooks.v1.Subscription
+	14, // 17: webhooks.v1.ConcludeCommand.outcome:type_name -> webhooks.v1.CommandOutcome
+	14, // 18: webhooks.v1.RememberedCommand.outcome:type_name -> webhooks.v1.CommandOutcome
+	18, // 19: webhooks.v1.CommandOutcome.endpoint:type_name -> webhooks.v1.Endpoint
+	20, // 20: webhooks.v1.CommandOutcome.connection:type_name -> webhooks.v1.Connection
+	15, // 21: webhooks.v1.CommandOutcome.deleted:type_name -> webhooks.v1.Deleted
+	16, // 22: webhooks.v1.CommandOutcome.refusal:type_name -> webhooks.v1.Refusal
+	17, // 23: webhooks.v1.Refusal.errors:type_name -> webhooks.v1.FieldError
+	24, // [24:24] is the sub-list for method output_type
+	24, // [24:24] is the sub-list for method input_type
+	24, // [24:24] is the sub-list for extension type_name
+	24, // [24:24] is the sub-list for extension extendee
+	0,  // [0:24] is the sub-list for field type_name
 }
 
 func init() { file_webhooks_v1_command_proto_init() }
@@ -1330,9 +1569,10 @@ func file_webhooks_v1_command_proto_init() {
 		(*Command_DeleteConnection)(nil),
 		(*Command_ReleaseAccount)(nil),
 		(*Command_AdoptAccount)(nil),
+		(*Command_ConcludeCommand)(nil),
 	}
-	file_webhooks_v1_command_proto_msgTypes[3].OneofWrappers = []any{}
-	file_webhooks_v1_command_proto_msgTypes[11].OneofWrappers = []any{
+	file_webhooks_v1_command_proto_msgTypes[4].OneofWrappers = []any{}
+	file_webhooks_v1_command_proto_msgTypes[14].OneofWrappers = []any{
 		(*CommandOutcome_Endpoint)(nil),
 		(*CommandOutcome_Connection)(nil),
 		(*CommandOutcome_Deleted)(nil),
@@ -1344,7 +1584,7 @@ func file_webhooks_v1_command_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_webhooks_v1_command_proto_rawDesc), len(file_webhooks_v1_command_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   15,
+			NumMessages:   18,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
