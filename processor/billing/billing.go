@@ -21,6 +21,9 @@
 //     still change. Only the latest periods are kept.
 //   - The last payment and the last failure are those with the greatest (`created`, event id). A payment does not
 //     erase a failure: readers compare their times.
+//   - An invoice whose payment failed is open until it is paid, voided or marked uncollectible, and never after that,
+//     whichever event comes first. It failed at the smallest `created` of its failures and ended at that of its
+//     settlements. The latest invoices are kept, see invoices.go.
 //   - createdAt and updatedAt are the smallest and the largest `created` of the events used; customerIds is their union.
 //   - The time up to which timers were applied is the greatest one seen, so that an event accepted earlier and handled
 //     later does not bring an ended grace back.
@@ -44,11 +47,17 @@ const (
 	SubscriptionDeleted = "customer.subscription.deleted"
 	InvoicePaid         = "invoice.paid"
 	PaymentFailed       = "invoice.payment_failed"
+	// The two that end a failed invoice without a payment change nothing else, and are in no audit log.
+	InvoiceVoided        = "invoice.voided"
+	InvoiceUncollectible = "invoice.marked_uncollectible"
 )
 
 // Types are the event types that Apply takes.
 func Types() []string {
-	return []string{SubscriptionCreated, SubscriptionUpdated, SubscriptionDeleted, InvoicePaid, PaymentFailed}
+	return []string{
+		SubscriptionCreated, SubscriptionUpdated, SubscriptionDeleted,
+		InvoicePaid, PaymentFailed, InvoiceVoided, InvoiceUncollectible,
+	}
 }
 
 // Handles reports whether an event type changes billing.
@@ -76,7 +85,7 @@ type Result struct {
 	Stale bool
 	// Updates are the subscription.updated events to send, in order. There are two when a timer was due before the event.
 	Updates []Update
-	// Audit is the event's entry; nil for a timer.
+	// Audit is the event's entry; nil for a timer, and for an invoice that ended without a payment.
 	Audit *webhooksv1.BillingAuditRow
 	// UnmappedPrices counts the event's prices that are in no plan.
 	UnmappedPrices int
@@ -99,16 +108,19 @@ type Update struct {
 
 // Apply uses one event. State and event must be of the same organization.
 func Apply(s State, e *Event, p *plans.Plans) Result {
-	r := Result{State: s, RecordChanged: true}
+	r := Result{State: s}
 	if r.State.Record == nil {
 		r.State.Record = &webhooksv1.BillingRecord{OrganizationId: e.Organization, Plan: p.Default.Name}
 	}
 	if e.Subscription != nil {
+		r.RecordChanged = true
 		r.applySubscription(e, p)
 	} else {
 		r.applyInvoice(e, p)
 	}
-	see(r.State.Record, e.CustomerID, e.CreatedUnixMS)
+	if see(r.State.Record, e.CustomerID, e.CreatedUnixMS) {
+		r.RecordChanged = true
+	}
 	return r
 }
 
@@ -229,24 +241,32 @@ func TimerID(organization string, dueUnixMS int64) string {
 // applyInvoice never touches the snapshot.
 func (r *Result) applyInvoice(e *Event, p *plans.Plans) {
 	record, in := r.State.Record, e.Invoice
-	if e.Type == InvoicePaid {
-		r.Stale = !laterThan(e, record.LastPayment)
-		if !r.Stale {
-			record.LastPayment = &webhooksv1.Payment{
-				InvoiceId: in.ID, Amount: in.Amount, Currency: in.Currency,
-				AtUnixMs: e.CreatedUnixMS, EventId: e.ID,
-			}
-		}
-	} else {
-		r.Stale = !laterThan(e, record.LastFailure)
-		if !r.Stale {
+	var newest, changed, seen bool
+	switch e.Type {
+	case PaymentFailed:
+		if newest = laterThan(e, record.LastFailure); newest {
 			record.LastFailure = &webhooksv1.PaymentFailure{
 				InvoiceId: in.ID, Amount: in.Amount, Currency: in.Currency,
 				AtUnixMs: e.CreatedUnixMS, EventId: e.ID,
 				AttemptCount: in.AttemptCount, NextAttemptUnixMs: in.NextAttemptUnixMS,
 			}
 		}
+		changed, seen = fail(record, e.failure())
+	case InvoicePaid:
+		if newest = laterThan(e, record.LastPayment); newest {
+			record.LastPayment = &webhooksv1.Payment{
+				InvoiceId: in.ID, Amount: in.Amount, Currency: in.Currency,
+				AtUnixMs: e.CreatedUnixMS, EventId: e.ID,
+			}
+		}
+		changed, seen = settle(record, invoiceHash(in.ID), e.CreatedUnixMS)
+	default:
+		changed, _ = settle(record, invoiceHash(in.ID), e.CreatedUnixMS)
+		r.RecordChanged, r.Stale = changed, !changed
+		return
 	}
+	r.RecordChanged = changed || newest
+	r.Stale = !newest && !seen
 	r.Audit = auditRow(e, record, planOf(record, p), p)
 	r.Audit.InvoiceId, r.Audit.SubscriptionId = in.ID, in.SubscriptionID
 	r.Audit.Amount, r.Audit.Currency = in.Amount, in.Currency
@@ -260,16 +280,16 @@ func laterThan(e *Event, last interface {
 	return cmp.Or(cmp.Compare(e.CreatedUnixMS, last.GetAtUnixMs()), cmp.Compare(e.ID, last.GetEventId())) > 0
 }
 
-// see keeps what every event adds to the record, stale or not.
-func see(record *webhooksv1.BillingRecord, customerID string, createdUnixMS int64) {
-	if at, found := slices.BinarySearch(record.CustomerIds, customerID); !found {
+// see keeps what every event adds to the record, stale or not, and reports whether that changed it.
+func see(record *webhooksv1.BillingRecord, customerID string, createdUnixMS int64) (changed bool) {
+	at, found := slices.BinarySearch(record.CustomerIds, customerID)
+	if !found {
 		record.CustomerIds = slices.Insert(record.CustomerIds, at, customerID)
 	}
-	if record.CreatedUnixMs == 0 {
-		record.CreatedUnixMs = createdUnixMS
-	}
-	record.CreatedUnixMs = min(record.CreatedUnixMs, createdUnixMS)
-	record.UpdatedUnixMs = max(record.UpdatedUnixMs, createdUnixMS)
+	first, last := record.CreatedUnixMs, record.UpdatedUnixMs
+	record.CreatedUnixMs = earliest(first, createdUnixMS)
+	record.UpdatedUnixMs = max(last, createdUnixMS)
+	return !found || record.CreatedUnixMs != first || record.UpdatedUnixMs != last
 }
 
 // auditRow is the event's entry, but for the time it is recorded, which only the caller has.

@@ -8,7 +8,7 @@ import (
 	webhooksv1 "github.com/betterdata/webhooks/schemas/webhooks/v1"
 )
 
-// Event is one of the five events, read.
+// Event is one event, read.
 type Event struct {
 	Organization string
 	// ID is Stripe's id of the event, EventID ours of the same.

@@ -21,41 +21,66 @@ type Move struct {
 	AtUnixMS int64
 }
 
-// Release takes a customer's subscriptions from the organization that held it and gives them back for the one that
-// holds it now. Payments stay: they were made while the customer was the organization's.
-func Release(s State, m Move, p *plans.Plans) (r Result, released []*webhooksv1.Subscription) {
+// Holding is what an organization knows of a customer, and hands over with it.
+type Holding struct {
+	Subscriptions  []*webhooksv1.Subscription
+	FailedInvoices []*webhooksv1.FailedInvoice
+	// SettledInvoices and SettledUnixMS are the record's own: by a hash it cannot be told which are the customer's, and
+	// those of others do no harm where nobody asks for them.
+	SettledInvoices []uint64
+	SettledUnixMS   []int64
+}
+
+// Release takes a customer's subscriptions and failed invoices from the organization that held it and gives them back
+// for the one that holds it now. Payments stay: they were made while the customer was the organization's.
+func Release(s State, m Move, p *plans.Plans) (r Result, released Holding) {
 	r.State = s
 	record := s.Record
 	if record == nil {
-		return r, nil
+		return r, released
 	}
 	r.expire(m.AtUnixMS, p)
 	record.Subscriptions = slices.DeleteFunc(record.Subscriptions, func(sub *webhooksv1.Subscription) bool {
 		if sub.CustomerId != m.CustomerID {
 			return false
 		}
-		released = append(released, sub)
+		released.Subscriptions = append(released.Subscriptions, sub)
 		return true
 	})
+	record.FailedInvoices = slices.DeleteFunc(record.FailedInvoices, func(f *webhooksv1.FailedInvoice) bool {
+		if f.CustomerId != m.CustomerID {
+			return false
+		}
+		released.FailedInvoices = append(released.FailedInvoices, f)
+		return true
+	})
+	released.SettledInvoices, released.SettledUnixMS = record.SettledInvoices, record.SettledUnixMs
 	record.CustomerIds = slices.DeleteFunc(record.CustomerIds, func(id string) bool { return id == m.CustomerID })
 	r.moved(m, p)
 	return r, released
 }
 
-// Adopt gives a customer's subscriptions to the organization that holds it now. Events of the customer may have come
-// before them: what is known from either side is merged.
-func Adopt(s State, m Move, subscriptions []*webhooksv1.Subscription, p *plans.Plans) (r Result) {
+// Adopt gives what is known of a customer to the organization that holds it now. Events of the customer may have come
+// before: what is known from either side is merged.
+func Adopt(s State, m Move, in Holding, p *plans.Plans) (r Result) {
 	r.State = s
-	if len(subscriptions) == 0 {
+	if len(in.Subscriptions) == 0 && len(in.FailedInvoices) == 0 {
 		return r
 	}
 	if r.State.Record == nil {
 		r.State.Record = &webhooksv1.BillingRecord{OrganizationId: m.Organization, Plan: p.Default.Name}
 	}
 	r.expire(m.AtUnixMS, p)
-	for _, sub := range subscriptions {
+	for _, sub := range in.Subscriptions {
 		mergeSubscription(r.State.Record, sub, p)
 		see(r.State.Record, sub.CustomerId, sub.Position.GetEventUnixMs())
+	}
+	for _, f := range in.FailedInvoices {
+		see(r.State.Record, f.CustomerId, f.LastFailedUnixMs)
+		fail(r.State.Record, f)
+	}
+	for i := range min(len(in.SettledInvoices), len(in.SettledUnixMS)) {
+		settle(r.State.Record, in.SettledInvoices[i], in.SettledUnixMS[i])
 	}
 	r.moved(m, p)
 	return r

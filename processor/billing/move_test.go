@@ -13,8 +13,8 @@ func TestAMovedCustomerTakesItsSubscriptionsAlong(t *testing.T) {
 		inv{"evt_2", InvoicePaid, "in_1", 500, period1 + 1},
 	)
 	at := 1000 * (period1 + day)
-	released, subscriptions := Release(copyOf(from), Move{org, "cus_1", "cmd_1", at}, p)
-	require.Len(t, subscriptions, 1)
+	released, held := Release(copyOf(from), Move{org, "cus_1", "cmd_1", at}, p)
+	require.Len(t, held.Subscriptions, 1)
 	require.Equal(t, "FREE", released.State.Snapshot.Plan)
 	require.Equal(t, uint64(2), released.State.Snapshot.Version)
 	require.Equal(t, ConnectionMoved, released.State.Snapshot.Cause.Type)
@@ -23,7 +23,7 @@ func TestAMovedCustomerTakesItsSubscriptionsAlong(t *testing.T) {
 	require.Empty(t, released.State.Record.CustomerIds)
 	require.NotNil(t, released.State.Record.LastPayment, "payments stay")
 
-	adopted := Adopt(State{}, Move{"org_2", "cus_1", "cmd_2", at}, subscriptions, p)
+	adopted := Adopt(State{}, Move{"org_2", "cus_1", "cmd_2", at}, held, p)
 	require.Equal(t, "org_2", adopted.State.Snapshot.OrganizationId)
 	require.Equal(t, "PRO", adopted.State.Snapshot.Plan)
 	require.Equal(t, uint64(1), adopted.State.Snapshot.Version)
@@ -38,9 +38,9 @@ func TestAdoptionMergesWithWhatCameBefore(t *testing.T) {
 	both, _ := apply(t, p, first, second)
 
 	old, _ := apply(t, p, first)
-	_, subscriptions := Release(old, Move{org, "cus_1", "cmd_1", 0}, p)
+	_, held := Release(old, Move{org, "cus_1", "cmd_1", 0}, p)
 	early, _ := apply(t, p, second)
-	r := Adopt(early, Move{org, "cus_1", "cmd_2", 0}, subscriptions, p)
+	r := Adopt(early, Move{org, "cus_1", "cmd_2", 0}, held, p)
 	requireSame(t, both, r.State)
 	require.Equal(t, "PRO", r.State.Snapshot.Plan)
 	require.Equal(t, 1000*(period1+8*day), r.State.Snapshot.GraceUntilUnixMs)
@@ -49,20 +49,20 @@ func TestAdoptionMergesWithWhatCameBefore(t *testing.T) {
 func TestAMoveThatChangesNothingIsNotTold(t *testing.T) {
 	p := parsedPlans(t)
 	gone, _ := apply(t, p, sub{"evt_1", SubscriptionDeleted, "sub_1", "canceled", "price_pro", period1, period1, 0})
-	r, subscriptions := Release(copyOf(gone), Move{org, "cus_1", "cmd_1", 0}, p)
+	r, held := Release(copyOf(gone), Move{org, "cus_1", "cmd_1", 0}, p)
 	require.False(t, r.SnapshotChanged)
 	require.True(t, r.RecordChanged)
 	require.Empty(t, r.Updates)
 	require.Equal(t, "", r.State.Record.Status)
 
-	r = Adopt(State{}, Move{"org_2", "cus_1", "cmd_2", 0}, subscriptions, p)
+	r = Adopt(State{}, Move{"org_2", "cus_1", "cmd_2", 0}, held, p)
 	require.False(t, r.SnapshotChanged)
 	require.Equal(t, canceled, r.State.Record.Status)
 
-	r, subscriptions = Release(State{}, Move{org, "cus_1", "cmd_1", 0}, p)
+	r, held = Release(State{}, Move{org, "cus_1", "cmd_1", 0}, p)
 	require.False(t, r.RecordChanged)
-	require.Empty(t, subscriptions)
-	require.False(t, Adopt(State{}, Move{org, "cus_1", "cmd_2", 0}, nil, p).RecordChanged)
+	require.Empty(t, held)
+	require.False(t, Adopt(State{}, Move{org, "cus_1", "cmd_2", 0}, Holding{}, p).RecordChanged)
 	other, _ := Release(copyOf(gone), Move{org, "cus_other", "cmd_1", 0}, p)
 	require.Len(t, other.State.Record.Subscriptions, 1)
 }

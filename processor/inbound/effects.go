@@ -14,7 +14,7 @@ import (
 	webhooksv1 "github.com/betterdata/webhooks/schemas/webhooks/v1"
 )
 
-// billing applies one of the five events.
+// billing applies an event of billing's.
 func (t *task) billing(tx *stream.Tx, e *event) (result, error) {
 	in := &billing.Event{
 		Organization: e.organization, ID: e.id, EventID: e.eventID, Type: e.eventType,
@@ -36,8 +36,10 @@ func (t *task) billing(tx *stream.Tx, e *event) (result, error) {
 		return t.bury(tx, e, reasonTooLarge), nil
 	}
 	t.write(tx, effects)
-	r.Audit.RecordedUnixMs = tx.Now().UnixMilli()
-	emit(tx, schemas.BillingAudit, e.organization, e.organization, r.Audit)
+	if r.Audit != nil {
+		r.Audit.RecordedUnixMs = tx.Now().UnixMilli()
+		emit(tx, schemas.BillingAudit, e.organization, e.organization, r.Audit)
+	}
 	t.tally.unmappedPrices += r.UnmappedPrices
 	if e.eventType == billing.PaymentFailed {
 		t.tally.paymentFailures++

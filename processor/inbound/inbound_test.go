@@ -89,7 +89,12 @@ func (r rig) subscription(eventID, eventType, status, lookupKey string) *kgo.Rec
 }
 
 func (r rig) paymentFailed(eventID string) *kgo.Record {
-	return stripeEvent(eventID, billing.PaymentFailed, r.Now, fmt.Sprintf(`{"created":%d,"data":{"object":{"id":"in_1","object":"invoice",
+	return r.invoice(eventID, billing.PaymentFailed)
+}
+
+// invoice is an event of in_1, created and accepted now.
+func (r rig) invoice(eventID, eventType string) *kgo.Record {
+	return stripeEvent(eventID, eventType, r.Now, fmt.Sprintf(`{"created":%d,"data":{"object":{"id":"in_1","object":"invoice",
 		"customer":"cus_1","amount_due":100,"currency":"usd","attempt_count":1}}}`, r.Now.Unix()))
 }
 
@@ -240,6 +245,25 @@ func TestAPaymentFailure(t *testing.T) {
 	require.Equal(t, "in_1", auditRows(t, out)[0].InvoiceId)
 	require.Empty(t, out.Topic(schemas.Events))
 	require.Equal(t, float64(1), metric(t, r.reg, "webhooks_billing_payment_failures_total"))
+}
+
+func TestAFailedInvoiceEndsWithoutAPayment(t *testing.T) {
+	for _, eventType := range []string{billing.InvoiceVoided, billing.InvoiceUncollectible} {
+		t.Run(eventType, func(t *testing.T) {
+			r := newRig(t)
+			r.Process(r.paymentFailed("evt_a"))
+			out := r.Process(r.invoice("evt_b", eventType))
+			require.Equal(t, "processed", inboundRows(t, out)[0].Outcome)
+			require.Empty(t, out.Topic(schemas.BillingAudit), "the audit log is of payments and subscriptions")
+			record := &webhooksv1.BillingRecord{}
+			require.NoError(t, proto.Unmarshal(r.Get(schemas.Billing, []byte(org)), record))
+			require.Equal(t, r.Now.UnixMilli(), record.FailedInvoices[0].EndedUnixMs)
+
+			out = r.Process(r.invoice("evt_c", eventType))
+			require.Equal(t, "stale", inboundRows(t, out)[0].Outcome)
+			require.Empty(t, out.Topic(schemas.Billing), "nothing changed, nothing is written")
+		})
+	}
 }
 
 func TestWhatCannotBeUsedIsADeadLetter(t *testing.T) {

@@ -112,8 +112,9 @@ func (t *task) release(tx *stream.Tx, e *event, cmd *webhooksv1.Command, r *webh
 		if err != nil {
 			return 0, err
 		}
-		var released billing.Result
-		released, adopt.Subscriptions = billing.Release(state, moveOf(tx, cmd, r.Account), t.cfg.Plans)
+		released, held := billing.Release(state, moveOf(tx, cmd, r.Account), t.cfg.Plans)
+		adopt.Subscriptions, adopt.FailedInvoices = held.Subscriptions, held.FailedInvoices
+		adopt.SettledInvoices, adopt.SettledUnixMs = held.SettledInvoices, held.SettledUnixMS
 		effects, err := t.effectsOf(tx, cmd.OrganizationId, &released)
 		if err != nil {
 			return 0, err
@@ -148,7 +149,10 @@ func (t *task) adopt(tx *stream.Tx, e *event, cmd *webhooksv1.Command, a *webhoo
 	if err != nil {
 		return 0, err
 	}
-	adopted := billing.Adopt(state, moveOf(tx, cmd, a.Account), a.Subscriptions, t.cfg.Plans)
+	adopted := billing.Adopt(state, moveOf(tx, cmd, a.Account), billing.Holding{
+		Subscriptions: a.Subscriptions, FailedInvoices: a.FailedInvoices,
+		SettledInvoices: a.SettledInvoices, SettledUnixMS: a.SettledUnixMs,
+	}, t.cfg.Plans)
 	effects, err := t.effectsOf(tx, cmd.OrganizationId, &adopted)
 	if err != nil {
 		return 0, err

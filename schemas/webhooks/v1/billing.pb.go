@@ -47,6 +47,12 @@ type BillingRecord struct {
 	// changes is known from these; the snapshot itself, which is as large as the rest, need not be read for it.
 	SnapshotVersion uint64 `protobuf:"varint,12,opt,name=snapshot_version,json=snapshotVersion,proto3" json:"snapshot_version,omitempty"`
 	SnapshotContent uint64 `protobuf:"fixed64,13,opt,name=snapshot_content,json=snapshotContent,proto3" json:"snapshot_content,omitempty"`
+	// Invoices whose payment failed, sorted by id, one of an id: those still open, and the last that have ended.
+	FailedInvoices []*FailedInvoice `protobuf:"bytes,14,rep,name=failed_invoices,json=failedInvoices,proto3" json:"failed_invoices,omitempty"`
+	// Invoices that were settled without a failure that is known of, by a hash of their id, sorted by it: a failure that
+	// arrives late opens none of them. `settled_unix_ms` is the time of each, at the same place.
+	SettledInvoices []uint64 `protobuf:"fixed64,15,rep,packed,name=settled_invoices,json=settledInvoices,proto3" json:"settled_invoices,omitempty"`
+	SettledUnixMs   []int64  `protobuf:"varint,16,rep,packed,name=settled_unix_ms,json=settledUnixMs,proto3" json:"settled_unix_ms,omitempty"`
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -172,6 +178,141 @@ func (x *BillingRecord) GetSnapshotContent() uint64 {
 	return 0
 }
 
+func (x *BillingRecord) GetFailedInvoices() []*FailedInvoice {
+	if x != nil {
+		return x.FailedInvoices
+	}
+	return nil
+}
+
+func (x *BillingRecord) GetSettledInvoices() []uint64 {
+	if x != nil {
+		return x.SettledInvoices
+	}
+	return nil
+}
+
+func (x *BillingRecord) GetSettledUnixMs() []int64 {
+	if x != nil {
+		return x.SettledUnixMs
+	}
+	return nil
+}
+
+// FailedInvoice is an invoice whose payment failed at least once.
+type FailedInvoice struct {
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	InvoiceId  string                 `protobuf:"bytes,1,opt,name=invoice_id,json=invoiceId,proto3" json:"invoice_id,omitempty"`
+	CustomerId string                 `protobuf:"bytes,2,opt,name=customer_id,json=customerId,proto3" json:"customer_id,omitempty"`
+	// The smallest and the largest `created` of its invoice.payment_failed events.
+	FirstFailedUnixMs int64 `protobuf:"varint,3,opt,name=first_failed_unix_ms,json=firstFailedUnixMs,proto3" json:"first_failed_unix_ms,omitempty"`
+	LastFailedUnixMs  int64 `protobuf:"varint,4,opt,name=last_failed_unix_ms,json=lastFailedUnixMs,proto3" json:"last_failed_unix_ms,omitempty"`
+	// The event that last_failed_unix_ms is of, and what it said. The id breaks ties.
+	EventId string `protobuf:"bytes,5,opt,name=event_id,json=eventId,proto3" json:"event_id,omitempty"`
+	// Unset when the invoice did not say.
+	Amount       *int64 `protobuf:"varint,6,opt,name=amount,proto3,oneof" json:"amount,omitempty"`
+	Currency     string `protobuf:"bytes,7,opt,name=currency,proto3" json:"currency,omitempty"`
+	AttemptCount uint32 `protobuf:"varint,8,opt,name=attempt_count,json=attemptCount,proto3" json:"attempt_count,omitempty"`
+	// The smallest `created` of the events that settled it: paid, voided or marked uncollectible. 0 while it is open; it
+	// is never 0 again.
+	EndedUnixMs   int64 `protobuf:"varint,9,opt,name=ended_unix_ms,json=endedUnixMs,proto3" json:"ended_unix_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FailedInvoice) Reset() {
+	*x = FailedInvoice{}
+	mi := &file_webhooks_v1_billing_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FailedInvoice) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FailedInvoice) ProtoMessage() {}
+
+func (x *FailedInvoice) ProtoReflect() protoreflect.Message {
+	mi := &file_webhooks_v1_billing_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FailedInvoice.ProtoReflect.Descriptor instead.
+func (*FailedInvoice) Descriptor() ([]byte, []int) {
+	return file_webhooks_v1_billing_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *FailedInvoice) GetInvoiceId() string {
+	if x != nil {
+		return x.InvoiceId
+	}
+	return ""
+}
+
+func (x *FailedInvoice) GetCustomerId() string {
+	if x != nil {
+		return x.CustomerId
+	}
+	return ""
+}
+
+func (x *FailedInvoice) GetFirstFailedUnixMs() int64 {
+	if x != nil {
+		return x.FirstFailedUnixMs
+	}
+	return 0
+}
+
+func (x *FailedInvoice) GetLastFailedUnixMs() int64 {
+	if x != nil {
+		return x.LastFailedUnixMs
+	}
+	return 0
+}
+
+func (x *FailedInvoice) GetEventId() string {
+	if x != nil {
+		return x.EventId
+	}
+	return ""
+}
+
+func (x *FailedInvoice) GetAmount() int64 {
+	if x != nil && x.Amount != nil {
+		return *x.Amount
+	}
+	return 0
+}
+
+func (x *FailedInvoice) GetCurrency() string {
+	if x != nil {
+		return x.Currency
+	}
+	return ""
+}
+
+func (x *FailedInvoice) GetAttemptCount() uint32 {
+	if x != nil {
+		return x.AttemptCount
+	}
+	return 0
+}
+
+func (x *FailedInvoice) GetEndedUnixMs() int64 {
+	if x != nil {
+		return x.EndedUnixMs
+	}
+	return 0
+}
+
 // MovedAccount is the mark that an account's connection was moved from this organization to another: events that were
 // still on their way are sent on. Value of the table `billing`, key `moved/<organization_id>/<source>/<account>`.
 type MovedAccount struct {
@@ -186,7 +327,7 @@ type MovedAccount struct {
 
 func (x *MovedAccount) Reset() {
 	*x = MovedAccount{}
-	mi := &file_webhooks_v1_billing_proto_msgTypes[1]
+	mi := &file_webhooks_v1_billing_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -198,7 +339,7 @@ func (x *MovedAccount) String() string {
 func (*MovedAccount) ProtoMessage() {}
 
 func (x *MovedAccount) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_billing_proto_msgTypes[1]
+	mi := &file_webhooks_v1_billing_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -211,7 +352,7 @@ func (x *MovedAccount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MovedAccount.ProtoReflect.Descriptor instead.
 func (*MovedAccount) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_billing_proto_rawDescGZIP(), []int{1}
+	return file_webhooks_v1_billing_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *MovedAccount) GetOrganizationId() string {
@@ -263,7 +404,7 @@ type Subscription struct {
 
 func (x *Subscription) Reset() {
 	*x = Subscription{}
-	mi := &file_webhooks_v1_billing_proto_msgTypes[2]
+	mi := &file_webhooks_v1_billing_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -275,7 +416,7 @@ func (x *Subscription) String() string {
 func (*Subscription) ProtoMessage() {}
 
 func (x *Subscription) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_billing_proto_msgTypes[2]
+	mi := &file_webhooks_v1_billing_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -288,7 +429,7 @@ func (x *Subscription) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Subscription.ProtoReflect.Descriptor instead.
 func (*Subscription) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_billing_proto_rawDescGZIP(), []int{2}
+	return file_webhooks_v1_billing_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Subscription) GetId() string {
@@ -406,7 +547,7 @@ type SubscriptionPosition struct {
 
 func (x *SubscriptionPosition) Reset() {
 	*x = SubscriptionPosition{}
-	mi := &file_webhooks_v1_billing_proto_msgTypes[3]
+	mi := &file_webhooks_v1_billing_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -418,7 +559,7 @@ func (x *SubscriptionPosition) String() string {
 func (*SubscriptionPosition) ProtoMessage() {}
 
 func (x *SubscriptionPosition) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_billing_proto_msgTypes[3]
+	mi := &file_webhooks_v1_billing_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -431,7 +572,7 @@ func (x *SubscriptionPosition) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubscriptionPosition.ProtoReflect.Descriptor instead.
 func (*SubscriptionPosition) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_billing_proto_rawDescGZIP(), []int{3}
+	return file_webhooks_v1_billing_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *SubscriptionPosition) GetTerminal() bool {
@@ -479,7 +620,7 @@ type MappedItems struct {
 
 func (x *MappedItems) Reset() {
 	*x = MappedItems{}
-	mi := &file_webhooks_v1_billing_proto_msgTypes[4]
+	mi := &file_webhooks_v1_billing_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -491,7 +632,7 @@ func (x *MappedItems) String() string {
 func (*MappedItems) ProtoMessage() {}
 
 func (x *MappedItems) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_billing_proto_msgTypes[4]
+	mi := &file_webhooks_v1_billing_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -504,7 +645,7 @@ func (x *MappedItems) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MappedItems.ProtoReflect.Descriptor instead.
 func (*MappedItems) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_billing_proto_rawDescGZIP(), []int{4}
+	return file_webhooks_v1_billing_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *MappedItems) GetPosition() *SubscriptionPosition {
@@ -532,7 +673,7 @@ type PastDue struct {
 
 func (x *PastDue) Reset() {
 	*x = PastDue{}
-	mi := &file_webhooks_v1_billing_proto_msgTypes[5]
+	mi := &file_webhooks_v1_billing_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -544,7 +685,7 @@ func (x *PastDue) String() string {
 func (*PastDue) ProtoMessage() {}
 
 func (x *PastDue) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_billing_proto_msgTypes[5]
+	mi := &file_webhooks_v1_billing_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -557,7 +698,7 @@ func (x *PastDue) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PastDue.ProtoReflect.Descriptor instead.
 func (*PastDue) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_billing_proto_rawDescGZIP(), []int{5}
+	return file_webhooks_v1_billing_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *PastDue) GetPeriodStartUnixMs() int64 {
@@ -588,7 +729,7 @@ type SubscriptionItem struct {
 
 func (x *SubscriptionItem) Reset() {
 	*x = SubscriptionItem{}
-	mi := &file_webhooks_v1_billing_proto_msgTypes[6]
+	mi := &file_webhooks_v1_billing_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -600,7 +741,7 @@ func (x *SubscriptionItem) String() string {
 func (*SubscriptionItem) ProtoMessage() {}
 
 func (x *SubscriptionItem) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_billing_proto_msgTypes[6]
+	mi := &file_webhooks_v1_billing_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -613,7 +754,7 @@ func (x *SubscriptionItem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubscriptionItem.ProtoReflect.Descriptor instead.
 func (*SubscriptionItem) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_billing_proto_rawDescGZIP(), []int{6}
+	return file_webhooks_v1_billing_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *SubscriptionItem) GetId() string {
@@ -667,7 +808,7 @@ type Payment struct {
 
 func (x *Payment) Reset() {
 	*x = Payment{}
-	mi := &file_webhooks_v1_billing_proto_msgTypes[7]
+	mi := &file_webhooks_v1_billing_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -679,7 +820,7 @@ func (x *Payment) String() string {
 func (*Payment) ProtoMessage() {}
 
 func (x *Payment) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_billing_proto_msgTypes[7]
+	mi := &file_webhooks_v1_billing_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -692,7 +833,7 @@ func (x *Payment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Payment.ProtoReflect.Descriptor instead.
 func (*Payment) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_billing_proto_rawDescGZIP(), []int{7}
+	return file_webhooks_v1_billing_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Payment) GetInvoiceId() string {
@@ -747,7 +888,7 @@ type PaymentFailure struct {
 
 func (x *PaymentFailure) Reset() {
 	*x = PaymentFailure{}
-	mi := &file_webhooks_v1_billing_proto_msgTypes[8]
+	mi := &file_webhooks_v1_billing_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -759,7 +900,7 @@ func (x *PaymentFailure) String() string {
 func (*PaymentFailure) ProtoMessage() {}
 
 func (x *PaymentFailure) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_billing_proto_msgTypes[8]
+	mi := &file_webhooks_v1_billing_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -772,7 +913,7 @@ func (x *PaymentFailure) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PaymentFailure.ProtoReflect.Descriptor instead.
 func (*PaymentFailure) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_billing_proto_rawDescGZIP(), []int{8}
+	return file_webhooks_v1_billing_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *PaymentFailure) GetInvoiceId() string {
@@ -851,7 +992,7 @@ type TenantCapabilitySnapshot struct {
 
 func (x *TenantCapabilitySnapshot) Reset() {
 	*x = TenantCapabilitySnapshot{}
-	mi := &file_webhooks_v1_billing_proto_msgTypes[9]
+	mi := &file_webhooks_v1_billing_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -863,7 +1004,7 @@ func (x *TenantCapabilitySnapshot) String() string {
 func (*TenantCapabilitySnapshot) ProtoMessage() {}
 
 func (x *TenantCapabilitySnapshot) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_billing_proto_msgTypes[9]
+	mi := &file_webhooks_v1_billing_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -876,7 +1017,7 @@ func (x *TenantCapabilitySnapshot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TenantCapabilitySnapshot.ProtoReflect.Descriptor instead.
 func (*TenantCapabilitySnapshot) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_billing_proto_rawDescGZIP(), []int{9}
+	return file_webhooks_v1_billing_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *TenantCapabilitySnapshot) GetOrganizationId() string {
@@ -996,7 +1137,7 @@ type Cause struct {
 
 func (x *Cause) Reset() {
 	*x = Cause{}
-	mi := &file_webhooks_v1_billing_proto_msgTypes[10]
+	mi := &file_webhooks_v1_billing_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1008,7 +1149,7 @@ func (x *Cause) String() string {
 func (*Cause) ProtoMessage() {}
 
 func (x *Cause) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_billing_proto_msgTypes[10]
+	mi := &file_webhooks_v1_billing_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1021,7 +1162,7 @@ func (x *Cause) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cause.ProtoReflect.Descriptor instead.
 func (*Cause) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_billing_proto_rawDescGZIP(), []int{10}
+	return file_webhooks_v1_billing_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Cause) GetSource() string {
@@ -1049,7 +1190,7 @@ var File_webhooks_v1_billing_proto protoreflect.FileDescriptor
 
 const file_webhooks_v1_billing_proto_rawDesc = "" +
 	"\n" +
-	"\x19webhooks/v1/billing.proto\x12\vwebhooks.v1\"\xdf\x04\n" +
+	"\x19webhooks/v1/billing.proto\x12\vwebhooks.v1\"\xf7\x05\n" +
 	"\rBillingRecord\x12'\n" +
 	"\x0forganization_id\x18\x01 \x01(\tR\x0eorganizationId\x12?\n" +
 	"\rsubscriptions\x18\x02 \x03(\v2\x19.webhooks.v1.SubscriptionR\rsubscriptions\x12<\n" +
@@ -1064,9 +1205,25 @@ const file_webhooks_v1_billing_proto_rawDesc = "" +
 	" \x01(\x03R\x0fevaluatedUnixMs\x12\x1e\n" +
 	"\vdue_unix_ms\x18\v \x01(\x03R\tdueUnixMs\x12)\n" +
 	"\x10snapshot_version\x18\f \x01(\x04R\x0fsnapshotVersion\x12)\n" +
-	"\x10snapshot_content\x18\r \x01(\x06R\x0fsnapshotContentB\x0f\n" +
+	"\x10snapshot_content\x18\r \x01(\x06R\x0fsnapshotContent\x12C\n" +
+	"\x0ffailed_invoices\x18\x0e \x03(\v2\x1a.webhooks.v1.FailedInvoiceR\x0efailedInvoices\x12)\n" +
+	"\x10settled_invoices\x18\x0f \x03(\x06R\x0fsettledInvoices\x12&\n" +
+	"\x0fsettled_unix_ms\x18\x10 \x03(\x03R\rsettledUnixMsB\x0f\n" +
 	"\r_last_paymentB\x0f\n" +
-	"\r_last_failure\"q\n" +
+	"\r_last_failure\"\xd7\x02\n" +
+	"\rFailedInvoice\x12\x1d\n" +
+	"\n" +
+	"invoice_id\x18\x01 \x01(\tR\tinvoiceId\x12\x1f\n" +
+	"\vcustomer_id\x18\x02 \x01(\tR\n" +
+	"customerId\x12/\n" +
+	"\x14first_failed_unix_ms\x18\x03 \x01(\x03R\x11firstFailedUnixMs\x12-\n" +
+	"\x13last_failed_unix_ms\x18\x04 \x01(\x03R\x10lastFailedUnixMs\x12\x19\n" +
+	"\bevent_id\x18\x05 \x01(\tR\aeventId\x12\x1b\n" +
+	"\x06amount\x18\x06 \x01(\x03H\x00R\x06amount\x88\x01\x01\x12\x1a\n" +
+	"\bcurrency\x18\a \x01(\tR\bcurrency\x12#\n" +
+	"\rattempt_count\x18\b \x01(\rR\fattemptCount\x12\"\n" +
+	"\rended_unix_ms\x18\t \x01(\x03R\vendedUnixMsB\t\n" +
+	"\a_amount\"q\n" +
 	"\fMovedAccount\x12'\n" +
 	"\x0forganization_id\x18\x01 \x01(\tR\x0eorganizationId\x12\"\n" +
 	"\rmoved_unix_ms\x18\x02 \x01(\x03R\vmovedUnixMs\x12\x14\n" +
@@ -1167,38 +1324,40 @@ func file_webhooks_v1_billing_proto_rawDescGZIP() []byte {
 	return file_webhooks_v1_billing_proto_rawDescData
 }
 
-var file_webhooks_v1_billing_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
+var file_webhooks_v1_billing_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
 var file_webhooks_v1_billing_proto_goTypes = []any{
 	(*BillingRecord)(nil),            // 0: webhooks.v1.BillingRecord
-	(*MovedAccount)(nil),             // 1: webhooks.v1.MovedAccount
-	(*Subscription)(nil),             // 2: webhooks.v1.Subscription
-	(*SubscriptionPosition)(nil),     // 3: webhooks.v1.SubscriptionPosition
-	(*MappedItems)(nil),              // 4: webhooks.v1.MappedItems
-	(*PastDue)(nil),                  // 5: webhooks.v1.PastDue
-	(*SubscriptionItem)(nil),         // 6: webhooks.v1.SubscriptionItem
-	(*Payment)(nil),                  // 7: webhooks.v1.Payment
-	(*PaymentFailure)(nil),           // 8: webhooks.v1.PaymentFailure
-	(*TenantCapabilitySnapshot)(nil), // 9: webhooks.v1.TenantCapabilitySnapshot
-	(*Cause)(nil),                    // 10: webhooks.v1.Cause
-	nil,                              // 11: webhooks.v1.TenantCapabilitySnapshot.LimitsEntry
+	(*FailedInvoice)(nil),            // 1: webhooks.v1.FailedInvoice
+	(*MovedAccount)(nil),             // 2: webhooks.v1.MovedAccount
+	(*Subscription)(nil),             // 3: webhooks.v1.Subscription
+	(*SubscriptionPosition)(nil),     // 4: webhooks.v1.SubscriptionPosition
+	(*MappedItems)(nil),              // 5: webhooks.v1.MappedItems
+	(*PastDue)(nil),                  // 6: webhooks.v1.PastDue
+	(*SubscriptionItem)(nil),         // 7: webhooks.v1.SubscriptionItem
+	(*Payment)(nil),                  // 8: webhooks.v1.Payment
+	(*PaymentFailure)(nil),           // 9: webhooks.v1.PaymentFailure
+	(*TenantCapabilitySnapshot)(nil), // 10: webhooks.v1.TenantCapabilitySnapshot
+	(*Cause)(nil),                    // 11: webhooks.v1.Cause
+	nil,                              // 12: webhooks.v1.TenantCapabilitySnapshot.LimitsEntry
 }
 var file_webhooks_v1_billing_proto_depIdxs = []int32{
-	2,  // 0: webhooks.v1.BillingRecord.subscriptions:type_name -> webhooks.v1.Subscription
-	7,  // 1: webhooks.v1.BillingRecord.last_payment:type_name -> webhooks.v1.Payment
-	8,  // 2: webhooks.v1.BillingRecord.last_failure:type_name -> webhooks.v1.PaymentFailure
-	6,  // 3: webhooks.v1.Subscription.items:type_name -> webhooks.v1.SubscriptionItem
-	3,  // 4: webhooks.v1.Subscription.position:type_name -> webhooks.v1.SubscriptionPosition
-	5,  // 5: webhooks.v1.Subscription.past_due:type_name -> webhooks.v1.PastDue
-	4,  // 6: webhooks.v1.Subscription.mapped:type_name -> webhooks.v1.MappedItems
-	3,  // 7: webhooks.v1.MappedItems.position:type_name -> webhooks.v1.SubscriptionPosition
-	6,  // 8: webhooks.v1.MappedItems.items:type_name -> webhooks.v1.SubscriptionItem
-	11, // 9: webhooks.v1.TenantCapabilitySnapshot.limits:type_name -> webhooks.v1.TenantCapabilitySnapshot.LimitsEntry
-	10, // 10: webhooks.v1.TenantCapabilitySnapshot.cause:type_name -> webhooks.v1.Cause
-	11, // [11:11] is the sub-list for method output_type
-	11, // [11:11] is the sub-list for method input_type
-	11, // [11:11] is the sub-list for extension type_name
-	11, // [11:11] is the sub-list for extension extendee
-	0,  // [0:11] is the sub-list for field type_name
+	3,  // 0: webhooks.v1.BillingRecord.subscriptions:type_name -> webhooks.v1.Subscription
+	8,  // 1: webhooks.v1.BillingRecord.last_payment:type_name -> webhooks.v1.Payment
+	9,  // 2: webhooks.v1.BillingRecord.last_failure:type_name -> webhooks.v1.PaymentFailure
+	1,  // 3: webhooks.v1.BillingRecord.failed_invoices:type_name -> webhooks.v1.FailedInvoice
+	7,  // 4: webhooks.v1.Subscription.items:type_name -> webhooks.v1.SubscriptionItem
+	4,  // 5: webhooks.v1.Subscription.position:type_name -> webhooks.v1.SubscriptionPosition
+	6,  // 6: webhooks.v1.Subscription.past_due:type_name -> webhooks.v1.PastDue
+	5,  // 7: webhooks.v1.Subscription.mapped:type_name -> webhooks.v1.MappedItems
+	4,  // 8: webhooks.v1.MappedItems.position:type_name -> webhooks.v1.SubscriptionPosition
+	7,  // 9: webhooks.v1.MappedItems.items:type_name -> webhooks.v1.SubscriptionItem
+	12, // 10: webhooks.v1.TenantCapabilitySnapshot.limits:type_name -> webhooks.v1.TenantCapabilitySnapshot.LimitsEntry
+	11, // 11: webhooks.v1.TenantCapabilitySnapshot.cause:type_name -> webhooks.v1.Cause
+	12, // [12:12] is the sub-list for method output_type
+	12, // [12:12] is the sub-list for method input_type
+	12, // [12:12] is the sub-list for extension type_name
+	12, // [12:12] is the sub-list for extension extendee
+	0,  // [0:12] is the sub-list for field type_name
 }
 
 func init() { file_webhooks_v1_billing_proto_init() }
@@ -1207,17 +1366,18 @@ func file_webhooks_v1_billing_proto_init() {
 		return
 	}
 	file_webhooks_v1_billing_proto_msgTypes[0].OneofWrappers = []any{}
-	file_webhooks_v1_billing_proto_msgTypes[2].OneofWrappers = []any{}
-	file_webhooks_v1_billing_proto_msgTypes[6].OneofWrappers = []any{}
+	file_webhooks_v1_billing_proto_msgTypes[1].OneofWrappers = []any{}
+	file_webhooks_v1_billing_proto_msgTypes[3].OneofWrappers = []any{}
 	file_webhooks_v1_billing_proto_msgTypes[7].OneofWrappers = []any{}
 	file_webhooks_v1_billing_proto_msgTypes[8].OneofWrappers = []any{}
+	file_webhooks_v1_billing_proto_msgTypes[9].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_webhooks_v1_billing_proto_rawDesc), len(file_webhooks_v1_billing_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   12,
+			NumMessages:   13,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -886,9 +886,13 @@ type AdoptAccount struct {
 	MovedUnixMs   int64                  `protobuf:"varint,3,opt,name=moved_unix_ms,json=movedUnixMs,proto3" json:"moved_unix_ms,omitempty"`
 	Subscriptions []*Subscription        `protobuf:"bytes,4,rep,name=subscriptions,proto3" json:"subscriptions,omitempty"`
 	// As in ReleaseAccount.
-	Order         int64 `protobuf:"varint,5,opt,name=order,proto3" json:"order,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Order int64 `protobuf:"varint,5,opt,name=order,proto3" json:"order,omitempty"`
+	// The account's failed invoices, and the settled invoices of all accounts: which are this one's is not known.
+	FailedInvoices  []*FailedInvoice `protobuf:"bytes,6,rep,name=failed_invoices,json=failedInvoices,proto3" json:"failed_invoices,omitempty"`
+	SettledInvoices []uint64         `protobuf:"fixed64,7,rep,packed,name=settled_invoices,json=settledInvoices,proto3" json:"settled_invoices,omitempty"`
+	SettledUnixMs   []int64          `protobuf:"varint,8,rep,packed,name=settled_unix_ms,json=settledUnixMs,proto3" json:"settled_unix_ms,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *AdoptAccount) Reset() {
@@ -954,6 +958,27 @@ func (x *AdoptAccount) GetOrder() int64 {
 		return x.Order
 	}
 	return 0
+}
+
+func (x *AdoptAccount) GetFailedInvoices() []*FailedInvoice {
+	if x != nil {
+		return x.FailedInvoices
+	}
+	return nil
+}
+
+func (x *AdoptAccount) GetSettledInvoices() []uint64 {
+	if x != nil {
+		return x.SettledInvoices
+	}
+	return nil
+}
+
+func (x *AdoptAccount) GetSettledUnixMs() []int64 {
+	if x != nil {
+		return x.SettledUnixMs
+	}
+	return nil
 }
 
 // ConcludeCommand tells the organization's owner what came of a command with an Idempotency-Key that it handed to another
@@ -1445,13 +1470,16 @@ const file_webhooks_v1_command_proto_rawDesc = "" +
 	"\aaccount\x18\x02 \x01(\tR\aaccount\x12,\n" +
 	"\x12to_organization_id\x18\x03 \x01(\tR\x10toOrganizationId\x12\"\n" +
 	"\rmoved_unix_ms\x18\x04 \x01(\x03R\vmovedUnixMs\x12\x14\n" +
-	"\x05order\x18\x05 \x01(\x03R\x05order\"\xbb\x01\n" +
+	"\x05order\x18\x05 \x01(\x03R\x05order\"\xd3\x02\n" +
 	"\fAdoptAccount\x12\x16\n" +
 	"\x06source\x18\x01 \x01(\tR\x06source\x12\x18\n" +
 	"\aaccount\x18\x02 \x01(\tR\aaccount\x12\"\n" +
 	"\rmoved_unix_ms\x18\x03 \x01(\x03R\vmovedUnixMs\x12?\n" +
 	"\rsubscriptions\x18\x04 \x03(\v2\x19.webhooks.v1.SubscriptionR\rsubscriptions\x12\x14\n" +
-	"\x05order\x18\x05 \x01(\x03R\x05order\"c\n" +
+	"\x05order\x18\x05 \x01(\x03R\x05order\x12C\n" +
+	"\x0ffailed_invoices\x18\x06 \x03(\v2\x1a.webhooks.v1.FailedInvoiceR\x0efailedInvoices\x12)\n" +
+	"\x10settled_invoices\x18\a \x03(\x06R\x0fsettledInvoices\x12&\n" +
+	"\x0fsettled_unix_ms\x18\b \x03(\x03R\rsettledUnixMs\"c\n" +
 	"\x0fConcludeCommand\x12\x19\n" +
 	"\bkey_hash\x18\x01 \x01(\fR\akeyHash\x125\n" +
 	"\aoutcome\x18\x02 \x01(\v2\x1b.webhooks.v1.CommandOutcomeR\aoutcome\"\xb3\x01\n" +
@@ -1519,6 +1547,7 @@ var file_webhooks_v1_command_proto_goTypes = []any{
 	(*SigningSecret)(nil),     // 19: webhooks.v1.SigningSecret
 	(*Connection)(nil),        // 20: webhooks.v1.Connection
 	(*Subscription)(nil),      // 21: webhooks.v1.Subscription
+	(*FailedInvoice)(nil),     // 22: webhooks.v1.FailedInvoice
 }
 var file_webhooks_v1_command_proto_depIdxs = []int32{
 	1,  // 0: webhooks.v1.Command.precondition:type_name -> webhooks.v1.Precondition
@@ -1538,18 +1567,19 @@ var file_webhooks_v1_command_proto_depIdxs = []int32{
 	19, // 14: webhooks.v1.UpdateEndpoint.private_key:type_name -> webhooks.v1.SigningSecret
 	20, // 15: webhooks.v1.CreateConnection.connection:type_name -> webhooks.v1.Connection
 	21, // 16: webhooks.v1.AdoptAccount.subscriptions:type_name -> webhooks.v1.Subscription
-	14, // 17: webhooks.v1.ConcludeCommand.outcome:type_name -> webhooks.v1.CommandOutcome
-	14, // 18: webhooks.v1.RememberedCommand.outcome:type_name -> webhooks.v1.CommandOutcome
-	18, // 19: webhooks.v1.CommandOutcome.endpoint:type_name -> webhooks.v1.Endpoint
-	20, // 20: webhooks.v1.CommandOutcome.connection:type_name -> webhooks.v1.Connection
-	15, // 21: webhooks.v1.CommandOutcome.deleted:type_name -> webhooks.v1.Deleted
-	16, // 22: webhooks.v1.CommandOutcome.refusal:type_name -> webhooks.v1.Refusal
-	17, // 23: webhooks.v1.Refusal.errors:type_name -> webhooks.v1.FieldError
-	24, // [24:24] is the sub-list for method output_type
-	24, // [24:24] is the sub-list for method input_type
-	24, // [24:24] is the sub-list for extension type_name
-	24, // [24:24] is the sub-list for extension extendee
-	0,  // [0:24] is the sub-list for field type_name
+	22, // 17: webhooks.v1.AdoptAccount.failed_invoices:type_name -> webhooks.v1.FailedInvoice
+	14, // 18: webhooks.v1.ConcludeCommand.outcome:type_name -> webhooks.v1.CommandOutcome
+	14, // 19: webhooks.v1.RememberedCommand.outcome:type_name -> webhooks.v1.CommandOutcome
+	18, // 20: webhooks.v1.CommandOutcome.endpoint:type_name -> webhooks.v1.Endpoint
+	20, // 21: webhooks.v1.CommandOutcome.connection:type_name -> webhooks.v1.Connection
+	15, // 22: webhooks.v1.CommandOutcome.deleted:type_name -> webhooks.v1.Deleted
+	16, // 23: webhooks.v1.CommandOutcome.refusal:type_name -> webhooks.v1.Refusal
+	17, // 24: webhooks.v1.Refusal.errors:type_name -> webhooks.v1.FieldError
+	25, // [25:25] is the sub-list for method output_type
+	25, // [25:25] is the sub-list for method input_type
+	25, // [25:25] is the sub-list for extension type_name
+	25, // [25:25] is the sub-list for extension extendee
+	0,  // [0:25] is the sub-list for field type_name
 }
 
 func init() { file_webhooks_v1_command_proto_init() }
