@@ -129,13 +129,14 @@ func TestRunOnOneMachine(t *testing.T) {
 	require.NoError(t, m.server.Interrupt(), m.server.Output())
 }
 
-// TestRunOnAClusterOfOnesOwn has nothing embedded.
+// TestRunOnAClusterOfOnesOwn has nothing embedded, and an Alertmanager to tell.
 func TestRunOnAClusterOfOnesOwn(t *testing.T) {
 	cluster, clickHouse := testenv.Kafka(t), testenv.ClickHouse(t)
+	alertmanager := testenv.NewReceiver(t)
 	m := startMachine(t, filepath.Join(t.TempDir(), "data"), local.Addresses{}, map[string]string{
 		"KAFKA_BROKERS": strings.Join(cluster.Brokers, ","), "KAFKA_TOPIC_PREFIX": cluster.TopicPrefix,
 		"KAFKA_PARTITIONS": strconv.Itoa(int(cluster.Partitions)), "KAFKA_REPLICATION_FACTOR": strconv.Itoa(int(cluster.ReplicationFactor)),
-		"CLICKHOUSE_URL": clickHouse,
+		"CLICKHOUSE_URL": clickHouse, "ALERTMANAGER_URL": alertmanager.URL,
 	})
 	require.NoDirExists(t, filepath.Join(m.folder, "kafka"))
 	require.NoDirExists(t, filepath.Join(m.folder, "clickhouse"))
@@ -145,6 +146,8 @@ func TestRunOnAClusterOfOnesOwn(t *testing.T) {
 	receiver.Wait(t, soon, 1)[0].Verify(t, secret)
 	rows := openClickHouse(t, clickHouse)
 	testenv.Eventually(t, soon, func() bool { return count(t, rows, "(SELECT count() FROM delivery_attempts)") == 1 }, "the attempt's row")
+	m.command(t, "send", "stripe", "invoice.payment_failed", "--org", "acme", "--new-ids")
+	require.Contains(t, string(alertmanager.Wait(t, soon, 1)[0].Body), `"alertname":"InvoicePaymentFailed"`)
 	require.NoError(t, m.server.Interrupt(), m.server.Output())
 }
 

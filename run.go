@@ -189,6 +189,7 @@ func (s *service) addRooms(c settings.Run, guard *netguard.Guard) error {
 	p, err := s.newProcessor(settings.Processor{
 		Process: c.Process, HTTP: c.HTTP, Keys: c.Keys, SealKeys: c.SealKeys, Kafka: c.Kafka, ClickHouse: c.ClickHouse,
 		Plans: c.Plans, Dedupe: c.Dedupe, State: c.State, EndpointLimits: c.EndpointLimits, EndpointDefaults: c.EndpointDefaults,
+		Alerting: c.Alerting,
 	})
 	if err != nil {
 		return err

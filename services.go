@@ -38,6 +38,7 @@ import (
 	"github.com/betterdata/webhooks/internal/settings"
 	"github.com/betterdata/webhooks/internal/table"
 	"github.com/betterdata/webhooks/processor"
+	"github.com/betterdata/webhooks/processor/alerts"
 	"github.com/betterdata/webhooks/processor/plans"
 	"github.com/betterdata/webhooks/schemas"
 )
@@ -310,6 +311,7 @@ func (s *service) newProcessor(c settings.Processor) (*processor.Processor, erro
 		DedupeRetention: c.DedupeRetention.Default, DedupeBySource: c.DedupeRetention.BySource,
 		EndpointsPerOrg: c.EndpointsPerOrg, EndpointDefaults: endpointDefaults(c.EndpointDefaults),
 		EntitlementsMaxAge: time.Duration(c.EntitlementsMaxAge), FlushInterval: time.Duration(c.ClickHouseFlushInterval),
+		Alerts: alerts.Config{URLs: c.AlertmanagerURL.List(), Interval: time.Duration(c.AlertInterval)},
 	}, processor.Deps{
 		Tables: processor.Tables{
 			Billing: s.tables[schemas.Billing], Entitlements: s.tables[schemas.Entitlements],

@@ -2,7 +2,7 @@
 // events of unknown accounts go, and which endpoints hear of what.
 //
 // It runs the task groups `inbound`, `router` (routing) and `fan-out`, the sinks of the tables whose rows it
-// makes, and the reads of the processor's part of the API. Each of them works on its own: what they say to each other goes
+// makes, the alerts of failed payments, and the reads of the processor's part of the API. Each of them works on its own: what they say to each other goes
 // over Kafka, so any number of processes can share the work. The package decides nothing; it puts the parts together,
 // starts them all at once and stops them in the order that events flow, so that what a part has taken reaches the next.
 package processor
@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
 	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
@@ -24,6 +25,7 @@ import (
 	"github.com/betterdata/webhooks/internal/sink"
 	"github.com/betterdata/webhooks/internal/stream"
 	"github.com/betterdata/webhooks/internal/table"
+	"github.com/betterdata/webhooks/processor/alerts"
 	"github.com/betterdata/webhooks/processor/api"
 	"github.com/betterdata/webhooks/processor/billing"
 	"github.com/betterdata/webhooks/processor/commands"
@@ -57,6 +59,8 @@ type Config struct {
 	EndpointDefaults resource.Defaults
 	// FlushInterval is the longest that a row waits to be inserted with others; 1 s when 0.
 	FlushInterval time.Duration
+	// Alerts says whom to tell of failed payments; nobody when it has no URLs.
+	Alerts alerts.Config
 }
 
 // Tables are this process's copies of the public tables. They must not run before New has returned, since readers of
@@ -83,10 +87,11 @@ type Processor struct {
 	// groups in the order of the flow, then the sinks.
 	groups  []part
 	sinks   []part
+	alerts  []part // none when nobody is to be told
 	handler fasthttp.RequestHandler
 }
 
-// part is a group or a sink.
+// part is a group, a sink, or what sends the alerts.
 type part struct {
 	name string
 	part interface {
@@ -107,6 +112,9 @@ func New(cfg Config, deps Deps) (p *Processor, err error) {
 		return nil, err
 	}
 	if p.sinks, err = newSinks(cfg, deps); err != nil {
+		return nil, err
+	}
+	if p.alerts, err = newAlerts(cfg, deps); err != nil {
 		return nil, err
 	}
 	router := httpapi.NewRouter(deps.Auth, deps.Log)
@@ -151,6 +159,18 @@ func newSinks(cfg Config, deps Deps) (sinks []part, err error) {
 		sinks = append(sinks, part{"sink of " + t.Name, s})
 	}
 	return sinks, nil
+}
+
+func newAlerts(cfg Config, deps Deps) ([]part, error) {
+	if len(cfg.Alerts.URLs) == 0 {
+		deps.Log.Info("no alerts of failed payments are sent: ALERTMANAGER_URL is not set")
+		return nil, nil
+	}
+	a, err := alerts.New(cfg.Alerts, deps.Tables.Billing, deps.Log, deps.Registerer)
+	if err != nil {
+		return nil, err
+	}
+	return []part{{"alerts", a}}, nil
 }
 
 // newSpecs makes the task groups, in the order that events flow.
@@ -202,7 +222,7 @@ func checkAll(ctx context.Context, parts []part) error {
 // Run works until ctx ends or a part fails, then stops the parts in the order of the flow: each is done before the one
 // it hands to is told to stop.
 func (p *Processor) Run(ctx context.Context) error {
-	parts := append(append([]part(nil), p.groups...), p.sinks...)
+	parts := slices.Concat(p.groups, p.sinks, p.alerts)
 	running := make([]*run, len(parts))
 	failed := make(chan struct{}, len(parts))
 	for i, part := range parts {
@@ -212,7 +232,7 @@ func (p *Processor) Run(ctx context.Context) error {
 	case <-ctx.Done():
 	case <-failed:
 	}
-	// Groups are links of a chain; the sinks at its end have nothing to say to each other.
+	// Groups are links of a chain; those at its end have nothing to say to each other.
 	var errs []error
 	for _, r := range running[:len(p.groups)] {
 		errs = append(errs, r.stop(context.Cause(ctx)))

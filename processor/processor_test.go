@@ -46,7 +46,7 @@ type rig struct {
 	stop     func()
 }
 
-func start(t *testing.T, cfg kafka.Config, clickhouseURL, stateDir string) *rig {
+func start(t *testing.T, cfg kafka.Config, clickhouseURL, stateDir string, change ...func(*Config)) *rig {
 	log, reg := slog.New(slog.DiscardHandler), prometheus.NewRegistry()
 	copyOf := func(topic string) *table.Copy {
 		c, err := table.New(table.Config{Kafka: cfg, StateDir: stateDir, Topic: topic}, log, reg)
@@ -58,10 +58,14 @@ func start(t *testing.T, cfg kafka.Config, clickhouseURL, stateDir string) *rig 
 	require.NoError(t, err)
 	keys, err := seal.NewKeyring(base64.StdEncoding.EncodeToString(make([]byte, 32)))
 	require.NoError(t, err)
-	p, err := New(Config{
+	config := Config{
 		Kafka: cfg, StateDir: stateDir, Plans: plans.Builtin(), DedupeRetention: time.Hour, EndpointsPerOrg: 10,
 		FlushInterval: 10 * time.Millisecond,
-	}, Deps{
+	}
+	for _, c := range change {
+		c(&config)
+	}
+	p, err := New(config, Deps{
 		Tables: tables, Auth: httpapi.AdminKey(adminKey), Keys: keys, ClickHouse: conn,
 		Migrate: func(ctx context.Context) error { return clickhouse.Migrate(ctx, clickhouseURL, log) },
 		Log:     log, Registerer: reg,
@@ -120,17 +124,21 @@ func (r *rig) subscription(topic, routingKey, eventID, eventType, status string,
 	body := fmt.Appendf(nil, `{"id":%q,"created":%d,"livemode":false,"data":{"object":{"id":"sub_1","object":"subscription","customer":"cus_1",
 		"status":%q,"metadata":{"organizationId":"org_1"},"items":{"data":[{"id":"si_1","price":{"id":"price_1","lookup_key":"scm_pro"}}]}}}}`,
 		eventID, created, status)
-	headers := []string{
-		schemas.HeaderID, eventID, schemas.HeaderSource, schemas.SourceStripe, schemas.HeaderType, eventType,
-		schemas.HeaderEventID, id.Derive(id.Event, schemas.SourceStripe, eventID), schemas.HeaderAccount, "cus_1",
-		schemas.HeaderAcceptedAt, time.Now().UTC().Format(time.RFC3339Nano),
-	}
+	headers := stripeHeaders(eventID, eventType)
 	if topic == schemas.Inbound {
 		headers = append(headers, schemas.HeaderOrganization, org)
 	} else {
 		headers = append(headers, schemas.HeaderNamedOrganization, org)
 	}
 	r.produce(topic, routingKey, body, headers...)
+}
+
+func stripeHeaders(eventID, eventType string) []string {
+	return []string{
+		schemas.HeaderID, eventID, schemas.HeaderSource, schemas.SourceStripe, schemas.HeaderType, eventType,
+		schemas.HeaderEventID, id.Derive(id.Event, schemas.SourceStripe, eventID), schemas.HeaderAccount, "cus_1",
+		schemas.HeaderAcceptedAt, time.Now().UTC().Format(time.RFC3339Nano),
+	}
 }
 
 func (r *rig) command(topic, routingKey string, cmd *webhooksv1.Command) {

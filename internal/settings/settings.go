@@ -40,6 +40,7 @@ type Run struct {
 	ClickHouse
 	Embedded
 	Plans
+	Alerting
 	Dedupe
 	State
 	EndpointLimits
@@ -71,6 +72,7 @@ type Processor struct {
 	Kafka
 	ClickHouse
 	Plans
+	Alerting
 	Dedupe
 	State
 	EndpointLimits
@@ -161,6 +163,13 @@ type Embedded struct {
 // Plans is what organizations may do.
 type Plans struct {
 	PlansFile string `group:"Billing" name:"plans-file" env:"PLANS_FILE" placeholder:"FILE" help:"Plans and their capabilities, YAML. Unset: the built-in plans."`
+}
+
+// Alerting is who is told of failed payments.
+type Alerting struct {
+	AlertmanagerURL     AlertmanagerURLs `group:"Billing" name:"alertmanager-url" env:"ALERTMANAGER_URL" secret:"" placeholder:"URL" help:"Alertmanagers that are told of failed payments, as http(s)://host:9093, user and password too; all of a cluster, separated by commas. Unset: none."`
+	AlertmanagerURLFile string           `group:"Billing" name:"alertmanager-url-file" env:"ALERTMANAGER_URL_FILE" placeholder:"FILE" help:"File that holds ALERTMANAGER_URL instead."`
+	AlertInterval       Positive         `group:"Billing" name:"alert-interval" env:"ALERT_INTERVAL" default:"1m" placeholder:"DURATION" help:"How often an open alert is sent again. An alert that is not, for ten intervals, ends."`
 }
 
 // Dedupe is how long a source event is remembered.

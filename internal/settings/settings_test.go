@@ -49,6 +49,8 @@ func TestDefaults(t *testing.T) {
 		10 * time.Hour, 14 * time.Hour, 20 * time.Hour, 24 * time.Hour}, r.RetrySchedule)
 	require.Equal(t, []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")}, r.DeliveryAllowCIDRs)
 	require.Equal(t, []uint16{443, 8443, 80}, r.DeliveryAllowPorts)
+	require.Empty(t, r.AlertmanagerURL.List())
+	require.Equal(t, Positive(time.Minute), r.AlertInterval)
 	k := r.Kafka.Config("127.0.0.1:7")
 	require.Equal(t, []string{"127.0.0.1:7"}, k.Brokers)
 	require.Equal(t, int32(8), k.Partitions)
@@ -111,6 +113,10 @@ func TestEveryProblemIsOneLineThatNamesTheSetting(t *testing.T) {
 		"no database":          {map[string]string{"CLICKHOUSE_URL": "clickhouse://h:9000"}, "processor", []string{"--clickhouse-url", "database"}},
 		"password stays in":    {map[string]string{"CLICKHOUSE_URL": "tcp://u:hunter2@h/db"}, "processor", []string{"--clickhouse-url", "scheme"}},
 		"URL with a path":      {map[string]string{"PROCESSOR_URL": "http://h/x"}, "ingest", []string{"--processor-url"}},
+		"no Alertmanager":      {map[string]string{"ALERTMANAGER_URL": "http://a:9093,b:9093"}, "processor", []string{"--alertmanager-url", "URL 2"}},
+		"its password":         {map[string]string{"ALERTMANAGER_URL": "ftp://u:hunter2@a"}, "processor", []string{"--alertmanager-url", "URL 1"}},
+		"its whole path":       {map[string]string{"ALERTMANAGER_URL": "http://a:9093/api/v2/alerts/"}, "processor", []string{"ALERTMANAGER_URL", "leave out"}},
+		"no alert interval":    {map[string]string{"ALERT_INTERVAL": "0s"}, "processor", []string{"ALERT_INTERVAL", "above 0"}},
 		"retention twice":      {map[string]string{"DEDUPE_RETENTION": "1h;2h"}, "processor", []string{"DEDUPE_RETENTION", "twice"}},
 		"retention no default": {map[string]string{"DEDUPE_RETENTION": "stripe=2h"}, "processor", []string{"DEDUPE_RETENTION", "plain"}},
 		"unknown flag":         {nil, "ingest --retry-jitter=0", []string{"--retry-jitter"}},
@@ -165,7 +171,15 @@ func TestSecretsFromFiles(t *testing.T) {
 	require.ErrorContains(t, err, "is empty")
 }
 
+func TestAlertmanagers(t *testing.T) {
+	environment(t, map[string]string{"ALERTMANAGER_URL": "http://a:9093, https://u:hunter2@b/am/"})
+	cli, _, err := Parse([]string{"processor"}, nil)
+	require.NoError(t, err)
+	require.Equal(t, []string{"http://a:9093", "https://u:hunter2@b/am/"}, cli.Processor.AlertmanagerURL.List())
+}
+
 func TestSecretsDoNotPrint(t *testing.T) {
+	require.Equal(t, "***", AlertmanagerURLs("http://u:hunter2@a").String())
 	require.Equal(t, "***", Secret("hunter2").String())
 	require.Equal(t, "***", Secrets("hunter2").String())
 	require.Equal(t, "***", SecretsKey("hunter2").String())
@@ -176,7 +190,7 @@ func TestHelpListsWhatTheCommandUsesAndNothingElse(t *testing.T) {
 	t.Setenv("ADMIN_API_KEY", "")
 	for command, c := range map[string]struct{ has, hasNot []string }{
 		"ingest":    {[]string{"STRIPE_WEBHOOK_SECRET", "PROCESSOR_URL", "Required.", "Default 1048576", "ADMIN_API_KEY_FILE"}, []string{"RETRY_SCHEDULE", "CLICKHOUSE_URL", "EMBEDDED", "dev.env"}},
-		"processor": {[]string{"PLANS_FILE", "CLICKHOUSE_URL", "DEDUPE_RETENTION", "SECRETS_KEY"}, []string{"RETRY_SCHEDULE", "STRIPE_WEBHOOK_SECRET"}},
+		"processor": {[]string{"PLANS_FILE", "CLICKHOUSE_URL", "DEDUPE_RETENTION", "SECRETS_KEY", "ALERTMANAGER_URL", "Default 1m."}, []string{"RETRY_SCHEDULE", "STRIPE_WEBHOOK_SECRET"}},
 		"deliverer": {[]string{"RETRY_SCHEDULE", "DELIVERY_ALLOW_CIDRS"}, []string{"STRIPE_WEBHOOK_SECRET", "PLANS_FILE"}},
 		"run":       {[]string{"EMBEDDED_KAFKA_ADDR", "dev.env", "127.0.0.1:8080"}, []string{"Required.", "PROCESSOR_URL"}},
 		"listen":    {[]string{"--answer", "stall"}, []string{"KAFKA_BROKERS"}},

@@ -94,6 +94,36 @@ func (c ClickHouseURL) String() string {
 	return u.Redacted()
 }
 
+// AlertmanagerURLs are URLs of Alertmanagers, separated by commas. They may hold passwords and are never shown.
+type AlertmanagerURLs string
+
+// Validate implements kong's check.
+func (a AlertmanagerURLs) Validate() error {
+	for i, item := range a.List() {
+		u, err := url.Parse(item)
+		if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" || u.RawQuery != "" || u.Fragment != "" {
+			return fmt.Errorf("URL %d is not one like http://host:9093 (its text is not shown, it may hold a password)", i+1)
+		}
+		if strings.HasSuffix(strings.TrimRight(u.Path, "/"), "/api/v2/alerts") {
+			return fmt.Errorf("URL %d: leave out /api/v2/alerts, it is added", i+1)
+		}
+	}
+	return nil
+}
+
+// List splits them; none are none.
+func (a AlertmanagerURLs) List() (items []string) {
+	if a == "" {
+		return nil
+	}
+	for item := range strings.SplitSeq(string(a), ",") {
+		items = append(items, strings.TrimSpace(item))
+	}
+	return items
+}
+
+func (a AlertmanagerURLs) String() string { return "***" }
+
 // TopicPrefix stands before every topic's name.
 type TopicPrefix string
 

@@ -23,6 +23,8 @@ var tools = map[string]struct{ debian, otherwise string }{
 	"java": {"openjdk-17-jre-headless", "a Java runtime, 17 or newer"},
 	"mvn":  {"maven", "Apache Maven"},
 	"npm":  {"npm", "Node.js with npm"},
+
+	"prometheus-alertmanager": {"prometheus-alertmanager", "Debian's Alertmanager"},
 }
 
 // need finds a tool, installing it where apt-get can.

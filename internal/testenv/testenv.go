@@ -1,5 +1,5 @@
 // Package testenv is what tests stand on: a real Apache Kafka and a real ClickHouse, each started once a test process on
-// first use, with free ports and a folder of its own; kfake for quick tests; the fixtures beside the repository; the built
+// first use, with free ports and a folder of its own; a real Alertmanager for a test that asks for one; kfake for quick tests; the fixtures beside the repository; the built
 // program. A test calls what it needs and cleans up nothing: servers and their folders end with the test process, even
 // when that is killed. What cannot be started fails the test, it never skips it.
 package testenv
