@@ -48,7 +48,7 @@ func NewAlertmanager(t testing.TB, webhook string) *Alertmanager {
 		program, "--config.file=" + config, "--storage.path=" + a.data, "--web.listen-address=" + addr, "--cluster.listen-address=",
 	}, a.answers)
 	require.NoError(t, err)
-	t.Cleanup(a.close)
+	t.Cleanup(a.Close)
 	return a
 }
 

@@ -35,7 +35,7 @@ func NewClickHouse(t testing.TB) *ClickHouseServer {
 	t.Helper()
 	c, err := startClickHouse(t.Context())
 	require.NoError(t, err)
-	t.Cleanup(c.close)
+	t.Cleanup(c.Close)
 	return c
 }
 

@@ -107,7 +107,7 @@ func (k *KafkaCluster) Topics(t testing.TB, partitions int32) kafka.Config {
 // Close kills the brokers and removes their data.
 func (k *KafkaCluster) Close() {
 	for _, b := range k.Brokers {
-		b.close()
+		b.Close()
 	}
 }
 

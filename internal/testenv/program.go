@@ -57,7 +57,7 @@ func Service(t testing.TB, settings map[string]string, ready func(ctx context.Co
 		if t.Failed() {
 			t.Logf("the end of what `webhooks %s` printed:\n%s", args[0], tail(s.Output()))
 		}
-		s.close()
+		s.Close()
 	})
 	return s
 }

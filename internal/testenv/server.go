@@ -77,10 +77,21 @@ func startServer(ctx context.Context, folder string, command []string, ready fun
 		return nil, err
 	}
 	if err := server.Start(ctx); err != nil {
-		server.close()
+		server.Close()
 		return nil, err
 	}
 	return server, nil
+}
+
+// Process makes a server of any command, also for programs that are no tests: Start starts it and does not wait for it,
+// Close ends it. command is told the server's folder, which is removed at the end.
+func Process(command func(folder string) (env, command []string)) (*Server, error) {
+	folder, err := newFolder("process-")
+	if err != nil {
+		return nil, err
+	}
+	env, args := command(folder)
+	return newServer(hostProgram(filepath.Dir(folder)), folder, env, args, func(context.Context) error { return nil })
 }
 
 // newServer makes a host process for command, which Start starts. folder is removed when this process ends. A nil
@@ -158,8 +169,8 @@ func (s *Server) Restart(ctx context.Context) error {
 	return errors.Join(s.Kill(), s.Start(ctx))
 }
 
-// close ends the host, which kills the server and removes its folder.
-func (s *Server) close() {
+// Close ends the host, which kills the server and removes its folder. Who does not call it has that when its process ends.
+func (s *Server) Close() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	_ = s.in.Close()
