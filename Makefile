@@ -1,10 +1,11 @@
 # make run    the whole system on this machine, in the foreground (needs Go and npm)
 # make test   all tests, with the race detector, on a real Kafka and ClickHouse that they start; then each fuzz target a while
+# make chaos  ten minutes of killing and freezing the processor under load, on one broker, then four on three; CHAOS='-seed 7'
 # make lint   what must hold of the code before it is tested
 # make generate   the Go code of schemas/webhooks/v1
 
 SHELL := /bin/sh
-.PHONY: run build test unit fuzz lint format vet staticcheck vulnerabilities protobuf generate compiler
+.PHONY: run build test unit fuzz chaos lint format vet staticcheck vulnerabilities protobuf generate compiler
 
 FUZZTIME ?= 3s
 STATICCHECK := go run honnef.co/go/tools/cmd/staticcheck@v0.8.2
@@ -32,6 +33,11 @@ fuzz:
 			go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) "$$(dirname "$$file")"; \
 		done; \
 	done
+
+CHAOS ?=
+chaos:
+	go run ./bench/chaos -duration 10m $(CHAOS)
+	go run ./bench/chaos -duration 4m -brokers 3 $(CHAOS)
 
 # The race detector needs a C compiler.
 compiler:

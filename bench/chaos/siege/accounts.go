@@ -1,0 +1,221 @@
+package siege
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/betterdata/webhooks/internal/cloudevent"
+	"github.com/betterdata/webhooks/internal/id"
+	"github.com/betterdata/webhooks/internal/kafka"
+	"github.com/betterdata/webhooks/internal/resource"
+	"github.com/betterdata/webhooks/processor/billing"
+	"github.com/betterdata/webhooks/schemas"
+	webhooksv1 "github.com/betterdata/webhooks/schemas/webhooks/v1"
+)
+
+// account is what the router makes of one account's records on `inbound.unrouted`, in their order. An account of the load
+// belongs to one organization, so that organization's events are those of the account.
+type account struct {
+	key        string
+	connection *webhooksv1.Connection
+	// held are the events that wait, and handedOn those that went on, by their ids.
+	held, handedOn []string
+	rows, outcomes []string
+}
+
+// apply is one record.
+func (a *account) apply(r *kgo.Record) error {
+	header := func(key string) string { return kafka.ReadHeader(r.Headers, key) }
+	if cloudevent.IsCommand(header(schemas.HeaderSource), header(schemas.HeaderType)) {
+		cmd := &webhooksv1.Command{}
+		if err := proto.Unmarshal(r.Value, cmd); err != nil {
+			return fmt.Errorf("command at offset %d: %w", r.Offset, err)
+		}
+		a.connect(cmd)
+		return nil
+	}
+	event, row := header(schemas.HeaderEventID), a.row(header, r)
+	switch named := header(schemas.HeaderNamedOrganization); {
+	case a.connection != nil:
+		a.handedOn = append(a.handedOn, event)
+	case !billing.Handles(header(schemas.HeaderType)):
+		row.Outcome, row.Reason = schemas.OutcomeIgnored, "unhandled_type"
+		a.rows = append(a.rows, canonical(row))
+	case named != "":
+		a.connection = &webhooksv1.Connection{
+			Id: id.Derive(id.Connection, a.key, event), OrganizationId: named, Source: schemas.SourceStripe,
+			Account: header(schemas.HeaderAccount), Learned: true, Status: resource.ConnectionActive,
+		}
+		a.handedOn, a.held = append(a.held, event), nil
+	default:
+		a.held = append(a.held, event)
+		row.Outcome = schemas.OutcomeUnrouted
+		a.rows = append(a.rows, canonical(row))
+	}
+	return nil
+}
+
+func (a *account) row(header func(string) string, r *kgo.Record) *webhooksv1.InboundRow {
+	return &webhooksv1.InboundRow{
+		Source: schemas.SourceStripe, SourceEventId: header(schemas.HeaderID), EventId: header(schemas.HeaderEventID),
+		Account: header(schemas.HeaderAccount), Type: header(schemas.HeaderType),
+		ReceivedUnixMs: cloudevent.Time([]byte(header(schemas.HeaderAcceptedAt)), r.Timestamp).UnixMilli(),
+	}
+}
+
+func (a *account) connect(cmd *webhooksv1.Command) {
+	if a.connection == nil {
+		a.connection = proto.CloneOf(cmd.GetCreateConnection().Connection)
+		a.connection.OrganizationId = cmd.OrganizationId
+		a.handedOn, a.held = a.held, nil
+	}
+	a.outcomes = append(a.outcomes, canonical(&webhooksv1.CommandOutcome{
+		CommandId: cmd.Id, Result: &webhooksv1.CommandOutcome_Connection{Connection: a.connection},
+	}))
+}
+
+// accounts judges the tables of a partition's accounts, and says what the router must have written elsewhere.
+func (j *judge) accounts(p int32) error {
+	byAccount, err := j.byKey(schemas.InboundUnrouted, p)
+	if err != nil {
+		return err
+	}
+	connections, err := j.newest(schemas.Connections, p)
+	if err != nil {
+		return err
+	}
+	routes, err := j.newest(schemas.Routes, p)
+	if err != nil {
+		return err
+	}
+	held, err := j.newest(schemas.UnroutedHeld, p)
+	if err != nil {
+		return err
+	}
+	total := 0
+	for key, records := range byAccount {
+		a := &account{key: key}
+		for _, r := range records {
+			if err := a.apply(r); err != nil {
+				return err
+			}
+		}
+		total += len(records)
+		j.account(a, connections, routes, held)
+	}
+	j.accepted(schemas.InboundUnrouted, p, total)
+	for topic, left := range map[string]map[string][]byte{
+		schemas.Connections: connections, schemas.Routes: routes, schemas.UnroutedHeld: held,
+	} {
+		for key := range left {
+			j.differ(key, "on %s, expected nothing", topic)
+		}
+	}
+	return nil
+}
+
+// newest are the values of a table.
+func (j *judge) newest(topic string, p int32) (map[string][]byte, error) {
+	records, err := j.log(topic, p)
+	table := map[string][]byte{}
+	for _, r := range records {
+		if table[string(r.Key)] = r.Value; r.Value == nil {
+			delete(table, string(r.Key))
+		}
+	}
+	j.compared[topic] += len(table)
+	return table, err
+}
+
+func (j *judge) account(a *account, connections, routes, held map[string][]byte) {
+	for _, row := range a.rows {
+		j.expect(schemas.InboundRows, row)
+	}
+	for _, outcome := range a.outcomes {
+		j.expect(schemas.CommandOutcomes, outcome)
+	}
+	var waits []string
+	for key, value := range held {
+		if len(key) == len(a.key)+1+20 && key[:len(a.key)+1] == a.key+"/" {
+			waits = append(waits, key[len(a.key)+1:]+" "+heldEvent(value))
+			delete(held, key)
+		}
+	}
+	slices.Sort(waits)
+	for i := range waits {
+		waits[i] = waits[i][21:]
+	}
+	j.sequence(a.key, schemas.UnroutedHeld, a.held, waits)
+	if a.connection == nil {
+		return
+	}
+	j.forwarded[a.connection.OrganizationId], j.accountOf[a.connection.OrganizationId] = a.handedOn, a.key
+	connection, route := &webhooksv1.Connection{}, &webhooksv1.Route{}
+	_, _ = proto.Unmarshal(connections[a.key], connection), proto.Unmarshal(routes[a.key], route)
+	if canonical(connection) != canonical(a.connection) {
+		j.differ(a.key, "on %s:\nexpected: %v\nfound: %v", schemas.Connections, a.connection, connection)
+	}
+	if route.OrganizationId != a.connection.OrganizationId || route.Learned != a.connection.Learned {
+		j.differ(a.key, "on %s, which should lead as its connection does: %v", schemas.Routes, route)
+	}
+	delete(connections, a.key)
+	delete(routes, a.key)
+}
+
+func heldEvent(value []byte) string {
+	held := &webhooksv1.HeldEvent{}
+	_ = proto.Unmarshal(value, held)
+	for _, h := range held.Headers {
+		if h.Key == schemas.HeaderEventID {
+			return string(h.Value)
+		}
+	}
+	return "an event without id"
+}
+
+// expect notes an output of the router's, which is read with those of organizations.
+func (j *judge) expect(topic, text string) { j.routed[topic+"\x00"+text]++ }
+
+// routers crosses one off.
+func (j *judge) routers(topic, text string) {
+	j.compared[topic]++
+	at := topic + "\x00" + text
+	if j.routed[at]--; j.routed[at] < 0 {
+		j.differ("router", "on %s, unexpected or there twice:\n%s", topic, show(topic, text))
+	}
+}
+
+// unwritten tells what the router should have written and has not.
+func (j *judge) unwritten() {
+	for at, n := range j.routed {
+		if topic, text, _ := strings.Cut(at, "\x00"); n > 0 {
+			j.differ("router", "missing on %s:\n%s", topic, show(topic, text))
+		}
+	}
+}
+
+// forwardedTo compares what the router has handed to an organization: that the account is its own, then every event of the
+// account, in order.
+func (j *judge) forwardedTo(org string, inputs []*kgo.Record) (n int) {
+	want, routed := j.forwarded[org]
+	if !routed {
+		return 0
+	}
+	var got []string
+	for _, r := range inputs {
+		cmd := &webhooksv1.Command{}
+		switch {
+		case kafka.ReadHeader(r.Headers, schemas.HeaderType) != schemas.TypeCommand:
+			got = append(got, kafka.ReadHeader(r.Headers, schemas.HeaderEventID))
+		case proto.Unmarshal(r.Value, cmd) == nil && cmd.GetAdoptAccount() != nil:
+			got = append(got, schemas.AccountKey(cmd.GetAdoptAccount().Source, cmd.GetAdoptAccount().Account))
+		}
+	}
+	delete(j.forwarded, org)
+	j.sequence(org, schemas.Inbound, append([]string{j.accountOf[org]}, want...), got)
+	return len(got)
+}
