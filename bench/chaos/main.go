@@ -3,7 +3,7 @@
 // killed; then every output is compared with what a model of one thread makes of the same inputs.
 //
 //	go run ./bench/chaos [-duration 10m] [-brokers 1] [-rate 300] [-seed 0] [-instances 3] [-orgs 2000] [-partitions 8]
-//	    [-interval 4s] [-logs FOLDER]
+//	    [-interval 4s] [-kills-only] [-logs FOLDER]
 //
 // A twentieth of the time the load is as much as the instances take, undisturbed; then a tenth of it the same under fire,
 // and -rate a second for the rest. It exits with 1 when an output differs, which is printed with its organization, or when
@@ -41,6 +41,7 @@ func main() {
 	flag.IntVar(&cfg.Rate, "rate", 300, "inputs a second while the load is steady")
 	flag.IntVar(&cfg.Orgs, "orgs", 2000, "organizations")
 	flag.DurationVar(&cfg.Interval, "interval", 4*time.Second, "mean time between two faults")
+	flag.BoolVar(&cfg.KillsOnly, "kills-only", false, "nothing but SIGKILLs of instances that keep what they had on disk")
 	flag.StringVar(&cfg.Logs, "logs", "", "folder that what the instances write is kept in")
 	partitions := flag.Int("partitions", 8, "KAFKA_PARTITIONS")
 	flag.Parse()

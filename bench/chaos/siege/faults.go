@@ -43,8 +43,10 @@ type faults struct {
 	brokers  *testenv.KafkaCluster
 	rng      *rand.Rand
 	interval time.Duration
-	out      io.Writer
-	began    time.Time
+	// killsOnly leaves it at SIGKILLs of instances that keep what they had on disk.
+	killsOnly bool
+	out       io.Writer
+	began     time.Time
 
 	beside         sync.WaitGroup
 	frozen, broken slot
@@ -79,6 +81,9 @@ func (f *faults) run(ctx context.Context, d time.Duration) error {
 	end := time.Now().Add(d)
 	for first := true; ctx.Err() == nil && (first || time.Now().Before(end)); first = false {
 		round := slices.Clone(deck)
+		if f.killsOnly {
+			round = []fault{kill}
+		}
 		f.rng.Shuffle(len(round), func(i, j int) { round[i], round[j] = round[j], round[i] })
 		for _, what := range round {
 			select {
@@ -143,7 +148,7 @@ func (f *faults) aside(s *slot, fn func() error) {
 
 // kill ends an instance at once and starts it again, one time in three without what it had on disk.
 func (f *faults) kill(ctx context.Context, in *instance) error {
-	forget := f.rng.IntN(3) == 0
+	forget := !f.killsOnly && f.rng.IntN(3) == 0
 	f.count(func(c *Counts) {
 		if c.Kills++; forget {
 			c.Forgotten++

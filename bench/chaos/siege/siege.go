@@ -41,6 +41,8 @@ type Config struct {
 	Peace, Saturated, Steady time.Duration
 	// Interval is the mean time between two faults.
 	Interval time.Duration
+	// KillsOnly leaves the faults at SIGKILLs of instances that keep what they had on disk.
+	KillsOnly bool
 	// Out is told of each fault.
 	Out io.Writer
 	// Logs is a folder for what the instances write; "" keeps nothing.
@@ -116,7 +118,7 @@ func (r *run) fight(ctx context.Context) error {
 	r.report.Peace = r.saturate(ctx, r.Peace)
 	fire := &faults{
 		herd: r.herd, watch: r.watch, brokers: r.Brokers, rng: rand.New(rand.NewPCG(r.Seed, 0)),
-		interval: r.Interval, out: r.Out, began: time.Now(),
+		interval: r.Interval, killsOnly: r.KillsOnly, out: r.Out, began: time.Now(),
 	}
 	r.watch.ignite()
 	burning, over := context.WithTimeout(ctx, r.Saturated+r.Steady)
