@@ -19,6 +19,7 @@ import (
 	"io"
 	"log/slog"
 	"math/rand/v2"
+	"os"
 	"sync"
 	"time"
 
@@ -66,6 +67,11 @@ type run struct {
 // Run makes topics, lets the siege go on and judges. An error is what kept it from a judgement; what it judges is in the
 // report.
 func Run(ctx context.Context, cfg Config) (report *Report, err error) {
+	if cfg.Logs != "" {
+		if err := os.MkdirAll(cfg.Logs, 0o755); err != nil {
+			return nil, err
+		}
+	}
 	cluster := kafka.Config{
 		Brokers: cfg.Brokers.Addrs(), TopicPrefix: fmt.Sprintf("chaos-%d.", time.Now().UnixNano()), Partitions: cfg.Partitions,
 		ReplicationFactor: int16(len(cfg.Brokers.Brokers)),
