@@ -326,9 +326,9 @@ func (s *service) newProcessor(c settings.Processor) (*processor.Processor, erro
 const maxSessions = 4
 
 // sessions is how many a processor runs of each group: one a processor of the machine, when nobody says.
-func sessions(set int) int {
-	if set > 0 {
-		return set
+func sessions(set *int32) int {
+	if set != nil {
+		return int(*set)
 	}
 	return min(runtime.GOMAXPROCS(0), maxSessions)
 }

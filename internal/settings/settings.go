@@ -179,7 +179,7 @@ type Dedupe struct {
 
 // State is how the processor works on state and answers from it.
 type State struct {
-	ProcessorSessions  int      `group:"Process" name:"processor-sessions" env:"PROCESSOR_SESSIONS" default:"0" placeholder:"COUNT" help:"Transactions that each group of tasks has open side by side. 0: as many as there are CPUs, up to 4."`
+	ProcessorSessions  *int32   `group:"Process" name:"processor-sessions" env:"PROCESSOR_SESSIONS" placeholder:"COUNT" help:"Transactions that each group of tasks has open side by side. Unset: as many as there are CPUs, up to 4."`
 	EntitlementsMaxAge Positive `group:"Billing" name:"entitlements-max-age" env:"ENTITLEMENTS_MAX_AGE" default:"1h" placeholder:"DURATION" help:"How far behind entitlements may be that are answered while Kafka cannot be reached; beyond it 503. The header Age says how far."`
 }
 

@@ -51,6 +51,7 @@ func TestDefaults(t *testing.T) {
 	require.Equal(t, []uint16{443, 8443, 80}, r.DeliveryAllowPorts)
 	require.Empty(t, r.AlertmanagerURL.List())
 	require.Equal(t, Positive(time.Minute), r.AlertInterval)
+	require.Nil(t, r.ProcessorSessions)
 	k := r.Kafka.Config("127.0.0.1:7")
 	require.Equal(t, []string{"127.0.0.1:7"}, k.Brokers)
 	require.Equal(t, int32(8), k.Partitions)
@@ -116,6 +117,7 @@ func TestEveryProblemIsOneLineThatNamesTheSetting(t *testing.T) {
 		"no Alertmanager":      {map[string]string{"ALERTMANAGER_URL": "http://a:9093,b:9093"}, "processor", []string{"--alertmanager-url", "URL 2"}},
 		"its password":         {map[string]string{"ALERTMANAGER_URL": "ftp://u:hunter2@a"}, "processor", []string{"--alertmanager-url", "URL 1"}},
 		"its whole path":       {map[string]string{"ALERTMANAGER_URL": "http://a:9093/api/v2/alerts/"}, "processor", []string{"ALERTMANAGER_URL", "leave out"}},
+		"no sessions":          {map[string]string{"PROCESSOR_SESSIONS": "0"}, "processor", []string{"PROCESSOR_SESSIONS", "from 1"}},
 		"no alert interval":    {map[string]string{"ALERT_INTERVAL": "0s"}, "processor", []string{"ALERT_INTERVAL", "above 0"}},
 		"retention twice":      {map[string]string{"DEDUPE_RETENTION": "1h;2h"}, "processor", []string{"DEDUPE_RETENTION", "twice"}},
 		"retention no default": {map[string]string{"DEDUPE_RETENTION": "stripe=2h"}, "processor", []string{"DEDUPE_RETENTION", "plain"}},
