@@ -80,6 +80,8 @@ func (p *Partition) GetSorted(store int, keys [][]byte, fn func(i int, value []b
 	for i, key := range keys {
 		if it.SeekPrefixGE(p.key(buf[:0], kindData, store, key)) {
 			fn(i, it.Value())
+		} else if it.Error() != nil {
+			break // the next seek would clear it, and the key would be taken for one that is not there
 		}
 	}
 	if err := errors.Join(it.Error(), it.Close()); err != nil {

@@ -1,14 +1,17 @@
 package store
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
 	"strconv"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
 	"github.com/stretchr/testify/require"
 )
 
@@ -95,6 +98,29 @@ func TestSortedReadsFindWhatSingleOnesDo(t *testing.T) {
 		require.Equal(t, map[string]string{"": "v", "a": "va", "ab": "vab", "\xff": "v\xff"}, found)
 		require.NoError(t, db.pebble.Flush())
 	}
+}
+
+func TestASortedReadThatFailsOnceSaysSo(t *testing.T) {
+	var armed atomic.Bool
+	fs := errorfs.Wrap(vfs.NewMem(), errorfs.InjectorFunc(func(op errorfs.Op) error {
+		if op.Kind == errorfs.OpFileReadAt && armed.CompareAndSwap(true, false) {
+			return errors.New("the disk cannot be read")
+		}
+		return nil
+	}))
+	db, err := open("state", fs, Options{CacheBytes: 1 << 20, MemTableBytes: 1 << 20}, quiet)
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, db.Close()) })
+	p := acquire(t, db, 1, "x")
+	put(t, p, 0, "a", "b")
+	require.NoError(t, db.pebble.Flush())
+
+	armed.Store(true)
+	var found []string
+	asked := [][]byte{[]byte("a"), []byte("b")}
+	err = p.GetSorted(0, asked, func(i int, _ []byte) { found = append(found, string(asked[i])) })
+	require.False(t, armed.Load(), "nothing was read from the disk")
+	require.ErrorContains(t, err, "the disk cannot be read", "found %v", found)
 }
 
 func TestScanKeepsToPrefixAndFrom(t *testing.T) {
