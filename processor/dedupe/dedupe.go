@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"github.com/betterdata/webhooks/internal/stream"
+	"github.com/betterdata/webhooks/schemas"
 )
 
 // Key is a hash of what makes an event the same.
@@ -62,12 +63,14 @@ const segmentDays = 16
 
 func segmentOf(d Day) uint16 { return uint16(d) / segmentDays }
 
+// furthest is how far ahead of now an event's last day may be. It is the limit, not what is configured: the retention may
+// have been longer when an event was remembered. The day is for an earlier owner's clock that was ahead of this one's.
+const furthest = schemas.MaxDedupeRetention + 24*time.Hour
+
 // Config of the memories of a process.
 type Config struct {
 	// Store is the topic of the store in the task's Spec.
 	Store string
-	// Longest is the longest that an event is remembered.
-	Longest time.Duration
 	// Reading bounds how many partitions read at once what was there before; it is shared by all of a process.
 	Reading chan struct{}
 	Log     *slog.Logger
@@ -167,7 +170,7 @@ func (m *Memory) Recall(tx *stream.Tx, k Key) (known Known, err error) {
 		m.takeBefore()
 	}
 	today := DayOf(tx.Now())
-	newest, oldest := segmentOf(DayOf(tx.Now().Add(m.cfg.Longest))), segmentOf(today)
+	newest, oldest := segmentOf(DayOf(tx.Now().Add(furthest))), segmentOf(today)
 	for i := range newest - oldest + 1 {
 		at := newest - i
 		if m.surelyNew(at, k) {

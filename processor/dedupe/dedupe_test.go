@@ -16,10 +16,7 @@ import (
 	"github.com/betterdata/webhooks/processor/dedupe"
 )
 
-const (
-	day     = 24 * time.Hour
-	longest = 32 * day
-)
+const day = 24 * time.Hour
 
 // rememberer is a task that remembers each record's key for the days its value says, and says what it knew before.
 type rememberer struct {
@@ -43,7 +40,7 @@ func (r *rememberer) Close()                                   { r.memory.Close(
 func (r *rememberer) Drain(context.Context)                    {}
 
 func newHarness(t streamtest.TB) *streamtest.Harness {
-	cfg := dedupe.Config{Store: "seen", Longest: longest, Reading: make(chan struct{}, 1), Log: slog.New(slog.DiscardHandler)}
+	cfg := dedupe.Config{Store: "seen", Reading: make(chan struct{}, 1), Log: slog.New(slog.DiscardHandler)}
 	return streamtest.New(t, stream.Spec{
 		Group: "g", Input: "in", Stores: []stream.StoreSpec{{Topic: "seen"}},
 		NewTask: func(p *stream.Partition) (stream.Task, error) {
@@ -73,6 +70,19 @@ func TestAnEventIsKnownUntilItsLastDayIsOver(t *testing.T) {
 	}
 	h.Now = start.Add(9 * day)
 	require.Equal(t, dedupe.New, see(h, "evt_1", dedupe.Done, 8))
+}
+
+// A retention that was shortened holds for what comes from then on. What is there was remembered by the longer one, in
+// segments further ahead than the shorter one reaches.
+func TestAShorterRetentionForgetsNothing(t *testing.T) {
+	h := newHarness(t)
+	for passed := range 16 { // whatever day of its segment it is
+		key := fmt.Sprint("evt_", passed)
+		require.Equal(t, dedupe.New, see(h, key, dedupe.Done, 32))
+		h.Crash()
+		require.Equal(t, dedupe.Done, see(h, key, dedupe.Done, 1))
+		h.Now = h.Now.Add(day)
+	}
 }
 
 func TestADeadEventMayBeDone(t *testing.T) {

@@ -57,7 +57,7 @@ func New(cfg Config, applier *commands.Applier, log *slog.Logger, reg prometheus
 	if slices.Min(kept) <= 0 || slices.Max(kept) > schemas.MaxDedupeRetention {
 		return nil, fmt.Errorf("inbound: DEDUPE_RETENTION must be above 0 and at most %s for every source", schemas.MaxDedupeRetention)
 	}
-	memory := dedupe.Config{Store: schemas.InboundSeen, Longest: slices.Max(kept), Reading: make(chan struct{}, 1), Log: log}
+	memory := dedupe.Config{Store: schemas.InboundSeen, Reading: make(chan struct{}, 1), Log: log}
 	return &Inbound{cfg: cfg, dedupe: memory, commands: applier, log: log, metrics: newMetrics(reg)}, nil
 }
 
