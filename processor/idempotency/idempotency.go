@@ -148,9 +148,9 @@ func withoutSecrets(outcome *webhooksv1.CommandOutcome) *webhooksv1.CommandOutco
 }
 
 // find looks for a command that counts at now, nil where there is none. It expires today, or on the day of one that
-// begins now.
+// begins now, or on the day after that: an earlier owner's clock may have been past a midnight that this one's is not.
 func find(state State, organization string, keyHash []byte, now time.Time) ([]byte, *webhooksv1.RememberedCommand, error) {
-	for _, day := range []uint32{dayOf(now.Add(schemas.IdempotencyRetention)), dayOf(now)} {
+	for day := dayOf(now.Add(schemas.IdempotencyRetention)) + 1; day >= dayOf(now); day-- {
 		key := keyOf(day, organization, keyHash)
 		value, ok, err := state.Get(key)
 		if err != nil {

@@ -218,6 +218,15 @@ func TestWhatIsNotCurrentHasExpired(t *testing.T) {
 	})
 }
 
+// Owners' clocks differ: the next one's may be before a midnight that was over for the one that remembered.
+func TestAKeyIsKnownToAClockThatIsBehind(t *testing.T) {
+	s, midnight := newMemory(), start.Truncate(kept)
+	require.NoError(t, idempotency.Remember(s, command("cmd_1", org, "k", "r"), made("cmd_1"), midnight.Add(time.Second)))
+	verdict, _, err := idempotency.Recall(s, command("cmd_2", org, "k", "r"), midnight.Add(-time.Second))
+	require.NoError(t, err)
+	require.Equal(t, idempotency.Replayed, verdict)
+}
+
 func TestUnreadableStateIsAnError(t *testing.T) {
 	s := newMemory()
 	cmd := command("cmd_1", org, "k", "r")
