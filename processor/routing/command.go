@@ -74,7 +74,8 @@ func (u unit) conclude(cmd *webhooksv1.Command, outcome *webhooksv1.CommandOutco
 }
 
 // connect gives the account to the command's organization. Asked again by the organization that holds it, it answers
-// the connection there is, with a new access token where one is given.
+// the connection there is, with a new access token where one is given. One that was learnt is made by API from then on,
+// and holds against what events name.
 func (u unit) connect(account string, cmd *webhooksv1.Command, create *webhooksv1.CreateConnection) (*webhooksv1.Connection, *httpapi.Problem, error) {
 	wanted := create.GetConnection()
 	if wanted.GetId() == "" || wanted.GetAccount() == "" {
@@ -86,11 +87,17 @@ func (u unit) connect(account string, cmd *webhooksv1.Command, create *webhooksv
 	}
 	switch {
 	case current != nil && current.OrganizationId == cmd.OrganizationId:
-		if len(wanted.SealedAccessToken) == 0 {
+		learnt := current.Learned
+		if len(wanted.SealedAccessToken) > 0 {
+			current.SealedAccessToken = wanted.SealedAccessToken
+		} else if !learnt {
 			return current, nil, nil
 		}
-		current.SealedAccessToken = wanted.SealedAccessToken
-		return current, nil, u.put(schemas.Connections, account, current)
+		current.Learned = false
+		if err := u.put(schemas.Connections, account, current); err != nil || !learnt {
+			return current, nil, err
+		}
+		return current, nil, u.goOn(account) // its route says whether it was learnt
 	case current != nil && !create.Move:
 		return nil, httpapi.NewProblem(http.StatusConflict, "account_taken",
 			"Another organization is connected to this account; move takes it over."), nil

@@ -181,6 +181,22 @@ func TestWhatWasLearntGivesWayToWhatAnEventNames(t *testing.T) {
 	require.Equal(t, []string{"org_3 evt_4"}, handedOn(out), "a connection made by API holds against what an event names")
 }
 
+func TestWhatWasLearntHoldsOnceItIsAskedForByAPI(t *testing.T) {
+	w := newWorld(t)
+	w.Process(event("evt_1", "cus_1", handled, "org_1"))
+	var learnt webhooksv1.Connection
+	require.NoError(t, proto.Unmarshal(w.Get(schemas.Connections, []byte("stripe/cus_1")), &learnt))
+
+	made := w.outcome(w.Process(connect("org_1", "cus_1", false))).GetConnection()
+	require.Equal(t, learnt.Id, made.Id)
+	require.False(t, made.Learned)
+	var route webhooksv1.Route
+	require.NoError(t, proto.Unmarshal(w.Get(schemas.Routes, []byte("stripe/cus_1")), &route))
+	require.False(t, route.Learned, "edges are told")
+	out := w.Process(event("evt_2", "cus_1", handled, "org_2"))
+	require.Equal(t, []string{"org_1 evt_2"}, handedOn(out))
+}
+
 func TestNamedOrganizationsMustHaveTheFormOfOne(t *testing.T) {
 	w := newWorld(t)
 	out := w.Process(event("evt_1", "cus_1", handled, "a b"))

@@ -73,6 +73,7 @@ func (a *account) connect(cmd *webhooksv1.Command) {
 		a.connection.OrganizationId = cmd.OrganizationId
 		a.handedOn, a.held = a.held, nil
 	}
+	a.connection.Learned = false // who asks for what was learnt has it by API
 	a.outcomes = append(a.outcomes, canonical(&webhooksv1.CommandOutcome{
 		CommandId: cmd.Id, Result: &webhooksv1.CommandOutcome_Connection{Connection: a.connection},
 	}))
