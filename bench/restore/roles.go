@@ -21,14 +21,12 @@ import (
 )
 
 const (
-	group = "restore"
 	input = schemas.Inbound
 	// state is a topic that does not drop records by age, as they have none.
 	state = schemas.Billing
 )
 
-// fill writes the state's changelog, and where the group is in its input: a group that has state and no offset refuses
-// to start.
+// fill writes the state's changelog.
 func fill(ctx context.Context, o options) error {
 	cluster, log := o.cluster(), slog.New(slog.DiscardHandler)
 	if err := kafka.EnsureTopics(ctx, cluster, log); err != nil {
@@ -53,11 +51,22 @@ func fill(ctx context.Context, o options) error {
 	if err := promise.Err(); err != nil {
 		return fmt.Errorf("fill %s: %w", state, err)
 	}
+	return nil
+}
+
+// place writes where the group is in its input: one that has state and no offset refuses to start.
+func place(ctx context.Context, o options) error {
+	cluster := o.cluster()
+	client, err := kgo.NewClient(kafka.Options(cluster, slog.New(slog.DiscardHandler))...)
+	if err != nil {
+		return err
+	}
+	defer client.Close()
 	offsets := kadm.Offsets{}
 	for id := range cluster.Partitions {
 		offsets.Add(kadm.Offset{Topic: cluster.Topic(input), Partition: id, LeaderEpoch: -1})
 	}
-	return kadm.NewClient(client).CommitAllOffsets(ctx, cluster.Topic(group), offsets)
+	return kadm.NewClient(client).CommitAllOffsets(ctx, cluster.Topic(o.group), offsets)
 }
 
 // idle is a task that has state and nothing to do.
@@ -74,7 +83,7 @@ func (idle) Drain(context.Context)                 {}
 func runGroup(ctx context.Context, o options) error {
 	began := time.Now()
 	spec := stream.Spec{
-		Group: group, Input: input, Stores: []stream.StoreSpec{{Topic: state}},
+		Group: o.group, Input: input, Stores: []stream.StoreSpec{{Topic: state}},
 		NewTask: func(*stream.Partition) (stream.Task, error) { return idle{}, nil },
 	}
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelError}))
