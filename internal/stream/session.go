@@ -149,8 +149,8 @@ func (s *session) options(txnID string) []kgo.Opt {
 	cfg := &s.g.cfg
 	return append(kafka.Options(cfg.Kafka, s.log),
 		kgo.ConsumerGroup(s.g.name()),
-		// Static membership (KIP-345): a process that is started again within the session time-out has its partitions back
-		// at once, and nobody else's work is interrupted.
+		// Static membership (KIP-345): a process that was killed and is started again within the session time-out has its
+		// partitions back at once, and nobody else's work is interrupted. One that is told to stop leaves (close).
 		kgo.InstanceID(txnID),
 		kgo.ConsumeTopics(s.input),
 		kgo.Balancers(newBalancer(s.mail.synced)),
@@ -248,7 +248,7 @@ func (s *session) advance() error {
 
 // report updates what others see: readiness, lag.
 func (s *session) report() {
-	restoring := s.mail.awaited(s.owned)
+	restoring, joined := s.mail.awaited(s.owned), s.mail.isSynced()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for id, o := range s.owned {
@@ -270,7 +270,7 @@ func (s *session) report() {
 	switch {
 	case restoring > 0:
 		s.state = errRestoring
-	case !s.mail.isSynced():
+	case !joined:
 		s.state = errJoining
 	default:
 		s.state = nil
