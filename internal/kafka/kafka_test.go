@@ -128,10 +128,11 @@ func TestEnsureTopicsRefusesATopicThatWouldLoseState(t *testing.T) {
 	require.NoError(t, err)
 	defer client.Close()
 	adm := kadm.NewClient(client)
-	set := func(policy string) {
-		_, err := adm.AlterTopicConfigs(deadline(t), []kadm.AlterConfig{{Op: kadm.SetConfig, Name: "cleanup.policy", Value: &policy}}, "t."+schemas.Retries)
+	alter := func(key, value string) {
+		_, err := adm.AlterTopicConfigs(deadline(t), []kadm.AlterConfig{{Op: kadm.SetConfig, Name: key, Value: &value}}, "t."+schemas.Retries)
 		require.NoError(t, err)
 	}
+	set := func(policy string) { alter("cleanup.policy", policy) }
 	_, err = adm.CreateTopic(deadline(t), 4, 1, nil, "t."+schemas.Retries)
 	require.NoError(t, err)
 
@@ -142,7 +143,12 @@ func TestEnsureTopicsRefusesATopicThatWouldLoseState(t *testing.T) {
 	set("delete,compact")
 	require.ErrorIs(t, EnsureTopics(deadline(t), cfg, slog.New(slog.DiscardHandler)), ErrCleanup)
 	set("compact")
-	require.NoError(t, EnsureTopics(deadline(t), cfg, slog.New(slog.DiscardHandler)))
+	alter("delete.retention.ms", "86400000")
+	err = EnsureTopics(deadline(t), cfg, slog.New(slog.DiscardHandler))
+	require.ErrorIs(t, err, ErrCleanup)
+	require.ErrorContains(t, err, "topic t.retries has delete.retention.ms 86400000, less than 604800000")
+	alter("delete.retention.ms", "704800000")
+	require.NoError(t, EnsureTopics(deadline(t), cfg, slog.New(slog.DiscardHandler)), "longer is no loss")
 }
 
 func TestEnsureTopicsSaysWhatItCannotReach(t *testing.T) {

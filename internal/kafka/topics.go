@@ -26,7 +26,7 @@ const planKey = "partitions"
 var ErrPartitions = errors.New("partition counts are permanent")
 
 // ErrCleanup is returned by EnsureTopics when a topic that was there loses, or keeps, what it must not.
-var ErrCleanup = errors.New("wrong cleanup.policy")
+var ErrCleanup = errors.New("wrong cleanup")
 
 // EnsureTopics creates the topics that are missing, records the partition plan on the control topic and asserts it,
 // and asserts every topic's partition count and cleanup policy: state on a topic that deletes would be lost. Many instances may run it at once. It returns ErrPartitions when
@@ -154,13 +154,14 @@ func cleanupPolicy(t schemas.Topic) string {
 	return "delete"
 }
 
-// assertCleanup checks the cleanup policies. A broker that has not heard of a topic yet is asked again.
+// assertCleanup checks what topics that were made beforehand lose and when. A broker that has not heard of a topic yet is
+// asked again.
 func (e *ensurer) assertCleanup(ctx context.Context, topics []schemas.Topic) error {
-	want := map[string]string{}
+	want := map[string]schemas.Topic{}
 	var names []string
 	for _, t := range topics {
 		names = append(names, e.cfg.Topic(t.Name))
-		want[e.cfg.Topic(t.Name)] = cleanupPolicy(t)
+		want[e.cfg.Topic(t.Name)] = t
 	}
 	for {
 		configs, err := e.adm.DescribeTopicConfigs(ctx, names...)
@@ -168,12 +169,11 @@ func (e *ensurer) assertCleanup(ctx context.Context, topics []schemas.Topic) err
 			if err == nil {
 				err = c.Err
 			}
-			// Brokers give the list in the order it was set.
-			got := strings.Split(setting(c, "cleanup.policy"), ",")
-			slices.Sort(got)
-			if policy := strings.Join(got, ","); c.Err == nil && policy != want[c.Name] {
-				return fmt.Errorf("topic %s has cleanup.policy %s, not %s: %w; set it with kafka-configs.sh",
-					c.Name, policy, want[c.Name], ErrCleanup)
+			if c.Err != nil {
+				continue
+			}
+			if wrong := wrongCleanup(c, want[c.Name]); wrong != "" {
+				return fmt.Errorf("topic %s has %s: %w; set it with kafka-configs.sh", c.Name, wrong, ErrCleanup)
 			}
 		}
 		if err == nil {
@@ -183,6 +183,28 @@ func (e *ensurer) assertCleanup(ctx context.Context, topics []schemas.Topic) err
 			return fmt.Errorf("read the settings of topics: %w", err)
 		}
 	}
+}
+
+// wrongCleanup says which setting of a topic is not as it must be, "" for none. A topic may keep for longer than it must.
+func wrongCleanup(c kadm.ResourceConfig, t schemas.Topic) string {
+	// Brokers give the list in the order it was set.
+	got := strings.Split(setting(c, "cleanup.policy"), ",")
+	slices.Sort(got)
+	if policy := strings.Join(got, ","); policy != cleanupPolicy(t) {
+		return fmt.Sprintf("cleanup.policy %s, not %s", policy, cleanupPolicy(t))
+	}
+	least := map[string]time.Duration{"retention.ms": t.Retention}
+	if t.Compact {
+		// Local stores rely on it: one that is younger than half of it has missed no tombstone.
+		least["delete.retention.ms"] = schemas.TombstoneRetention
+	}
+	for key, d := range least {
+		ms, err := strconv.ParseInt(setting(c, key), 10, 64)
+		if err == nil && ms >= 0 && ms < d.Milliseconds() { // -1: for ever
+			return fmt.Sprintf("%s %d, less than %d", key, ms, d.Milliseconds())
+		}
+	}
+	return ""
 }
 
 func setting(c kadm.ResourceConfig, key string) string {
