@@ -28,7 +28,7 @@ func (c corpus) org(i int) string { return fmt.Sprintf("org_%07d", i%c.orgs) }
 func (c corpus) record(i int, start time.Time) *kgo.Record {
 	org, turn := c.org(i), i/c.orgs
 	eventID, occurred := fmt.Sprintf("evt_%020d", i), start.Add(time.Duration(turn)*time.Second)
-	eventType, body := event(i, kindOf(turn, i%c.orgs), org, eventID, occurred)
+	eventType, body := event(i, turn+i%c.orgs, kindOf(turn, i%c.orgs), org, eventID, occurred)
 	r := &kgo.Record{Key: []byte(org), Value: body}
 	for _, h := range [...][2]string{
 		{schemas.HeaderSpecVersion, schemas.SpecVersion},
@@ -59,12 +59,15 @@ func kindOf(turn, org int) string {
 	return billing.PaymentFailed
 }
 
-func event(i int, eventType, org, eventID string, occurred time.Time) (string, []byte) {
+// invoiceOf names an invoice of an organization so that the one whose payment failed is the one that is paid next.
+func invoiceOf(step int, org string) string { return fmt.Sprintf("in_%s_%d", org, (step+1)/4) }
+
+func event(i, step int, eventType, org, eventID string, occurred time.Time) (string, []byte) {
 	body := fmt.Appendf(nil, "{\n  \"id\": %q,\n  \"object\": \"event\",\n  \"api_version\": \"2025-03-31.basil\",\n  \"created\": %d,\n  \"data\": {\n", eventID, occurred.Unix())
 	if strings.HasPrefix(eventType, "customer.") {
 		body = fmt.Appendf(body, subscription, org, org, "si_"+org, occurred.Unix()+2592000, occurred.Unix(), 1+i%100)
 	} else {
-		body = fmt.Appendf(body, invoice, fmt.Sprint("in_", i), org, org)
+		body = fmt.Appendf(body, invoice, invoiceOf(step, org), org, org)
 	}
 	const note, end = "        \"note_%02d\": \"of the usual length\",\n", "        \"last\": null\n      }\n    }\n  },\n  \"livemode\": true,\n  \"type\": %q\n}\n"
 	last := fmt.Sprintf(end, eventType)
