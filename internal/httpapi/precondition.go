@@ -81,3 +81,14 @@ func versionOf(tag string) (version uint64, ok bool) {
 	version, err := strconv.ParseUint(strings.Trim(tag, `"`), 10, 64)
 	return version, err == nil && tag == etag(version)
 }
+
+// HasVersion reports that the client has a version already: If-None-Match names it, compared weakly (RFC 9110 §13.1.2).
+func HasVersion(ctx *fasthttp.RequestCtx, version uint64) bool {
+	want := etag(version)
+	for tag := range strings.SplitSeq(string(ctx.Request.Header.Peek(fasthttp.HeaderIfNoneMatch)), ",") {
+		if tag = strings.TrimSpace(tag); tag == "*" || strings.TrimPrefix(tag, "W/") == want {
+			return true
+		}
+	}
+	return false
+}

@@ -14,7 +14,6 @@ import (
 	"log/slog"
 	"net/http"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
@@ -113,23 +112,12 @@ func (r *Reads) entitlements(ctx *fasthttp.RequestCtx, _ httpapi.Principal) erro
 	}
 	httpapi.SetETag(ctx, snapshot.Version)
 	// A poller that has this version already is told so in a few bytes.
-	if matches(string(ctx.Request.Header.Peek(fasthttp.HeaderIfNoneMatch)), snapshot.Version) {
+	if httpapi.HasVersion(ctx, snapshot.Version) {
 		ctx.SetStatusCode(http.StatusNotModified)
 		return nil
 	}
 	httpapi.WriteRaw(ctx, http.StatusOK, billing.AppendSnapshot(nil, snapshot))
 	return nil
-}
-
-// matches compares an If-None-Match header, weakly (RFC 9110 §13.1.2), with a version's ETag.
-func matches(header string, version uint64) bool {
-	want := `"` + strconv.FormatUint(version, 10) + `"`
-	for tag := range strings.SplitSeq(header, ",") {
-		if tag = strings.TrimSpace(tag); tag == "*" || strings.TrimPrefix(tag, "W/") == want {
-			return true
-		}
-	}
-	return false
 }
 
 func (r *Reads) billing(ctx *fasthttp.RequestCtx, _ httpapi.Principal) error {
