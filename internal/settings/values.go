@@ -112,14 +112,11 @@ func (a AlertmanagerURLs) Validate() error {
 }
 
 // List splits them; none are none.
-func (a AlertmanagerURLs) List() (items []string) {
+func (a AlertmanagerURLs) List() []string {
 	if a == "" {
 		return nil
 	}
-	for item := range strings.SplitSeq(string(a), ",") {
-		items = append(items, strings.TrimSpace(item))
-	}
-	return items
+	return splitList(string(a))
 }
 
 func (a AlertmanagerURLs) String() string { return "***" }
@@ -175,8 +172,10 @@ func (s Secrets) Validate() error {
 }
 
 // List splits them.
-func (s Secrets) List() []string {
-	items := strings.Split(string(s), ",")
+func (s Secrets) List() []string { return splitList(string(s)) }
+
+func splitList(text string) []string {
+	items := strings.Split(text, ",")
 	for i := range items {
 		items[i] = strings.TrimSpace(items[i])
 	}
