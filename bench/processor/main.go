@@ -26,7 +26,6 @@ import (
 
 	"github.com/betterdata/webhooks/bench/measure"
 	"github.com/betterdata/webhooks/internal/kafka"
-	"github.com/betterdata/webhooks/internal/testenv"
 	"github.com/betterdata/webhooks/schemas"
 )
 
@@ -90,15 +89,12 @@ type figures struct {
 }
 
 func compare(ctx context.Context, o options) error {
-	where := "Kafka at " + o.brokers
-	if o.brokers == "" {
-		broker, err := testenv.StartKafka(ctx, 1, "-Xmx1g", "-Xms1g")
-		if err != nil {
-			return err
-		}
-		defer broker.Close()
-		o.brokers, where = broker.Addrs()[0], "Apache Kafka in a process of its own"
+	brokers, where, stop, err := measure.Kafka(ctx, o.brokers)
+	if err != nil {
+		return err
 	}
+	defer stop()
+	o.brokers = brokers
 	fmt.Printf("%s %s/%s, %d CPUs; %s, %d partitions\n", runtime.Version(), runtime.GOOS, runtime.GOARCH, runtime.NumCPU(), where, o.partitions)
 	fmt.Printf("Stripe events of %d B, %d of them, %d organizations; %d interleaved runs after one to warm up\n\n", eventBytes, o.events, o.orgs, o.runs)
 	each := map[string][]figures{}

@@ -21,7 +21,6 @@ import (
 
 	"github.com/betterdata/webhooks/bench/measure"
 	"github.com/betterdata/webhooks/internal/kafka"
-	"github.com/betterdata/webhooks/internal/testenv"
 )
 
 // options are the flags; children get those of their parent.
@@ -56,15 +55,12 @@ func (o options) cluster() kafka.Config {
 }
 
 func compare(ctx context.Context, o options) error {
-	where := "Kafka at " + o.brokers
-	if o.brokers == "" {
-		broker, err := testenv.StartKafka(ctx, 1, "-Xmx1g", "-Xms1g")
-		if err != nil {
-			return err
-		}
-		defer broker.Close()
-		o.brokers, where = broker.Addrs()[0], "Apache Kafka in a process of its own"
+	brokers, where, stop, err := measure.Kafka(ctx, o.brokers)
+	if err != nil {
+		return err
 	}
+	defer stop()
+	o.brokers = brokers
 	fmt.Printf("%s %s/%s, %d CPUs; %s, %d partitions\n", runtime.Version(), runtime.GOOS, runtime.GOARCH, runtime.NumCPU(), where, o.partitions)
 	fmt.Printf("%d state records of %d B\n\n", o.keys, o.keyBytes+o.valueBytes)
 	if err := fill(ctx, o); err != nil {
