@@ -31,7 +31,8 @@ var ErrCleanup = errors.New("wrong cleanup")
 // EnsureTopics creates the topics that are missing, records the partition plan on the control topic and asserts it,
 // and asserts every topic's partition count, cleanup policy and retentions: state on a topic that deletes would be lost.
 // Many instances may run it at once. It returns ErrPartitions when cfg.Partitions is not what the topics were created
-// with, ErrCleanup when a topic made beforehand has another policy, or keeps what it must for less than it must; it waits for a cluster that is not there yet until ctx ends.
+// with, ErrCleanup when a topic made beforehand has another policy, or keeps for less than it must; it waits for a cluster
+// that is not there yet until ctx ends.
 func EnsureTopics(ctx context.Context, cfg Config, log *slog.Logger) error {
 	if cfg.Partitions < 1 || cfg.ReplicationFactor < 1 {
 		return fmt.Errorf("create topics: partitions %d and replication factor %d must be at least 1", cfg.Partitions, cfg.ReplicationFactor)
