@@ -19,6 +19,8 @@ const (
 type Log struct {
 	TopicID    [16]byte
 	Start, End int64
+	// ByAge says that a record means nothing once the log drops it for its age, so no tombstone can have been missed.
+	ByAge bool
 }
 
 // Distrust says why what is at pos cannot be continued from the log, or "". Whether the log was rewritten since
@@ -32,6 +34,8 @@ func (pos Position) Distrust(log Log, now time.Time) string {
 		return fmt.Sprintf("it is at offset %d and the log ends at %d", pos.Offset, log.End)
 	case pos.Offset < log.Start:
 		return fmt.Sprintf("it is at offset %d and the log begins at %d", pos.Offset, log.Start)
+	case log.ByAge:
+		return ""
 	case age > MaxAge:
 		// A key deleted since may have lost its tombstone; it would live here for ever.
 		return fmt.Sprintf("it was last current %s ago", age.Round(time.Hour))

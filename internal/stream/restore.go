@@ -214,11 +214,13 @@ func (t *tail) wipe(start int64) {
 
 // distrust says why a store is not a prefix of its changelog, or "".
 func (r *restore) distrust(ctx context.Context, t *tail, pos store.Position, start int64) (string, error) {
-	if why := pos.Distrust(store.Log{TopicID: t.o.topics[t.i], Start: start, End: t.target}, t.began); why != "" {
+	spec := &t.o.spec.Stores[t.i]
+	log := store.Log{TopicID: t.o.topics[t.i], Start: start, End: t.target, ByAge: spec.ByAge}
+	if why := pos.Distrust(log, t.began); why != "" {
 		return why, nil
 	}
 	switch {
-	case pos.IndexVersion != t.o.spec.Stores[t.i].IndexVersion:
+	case pos.IndexVersion != spec.IndexVersion:
 		return "its index was made by other rules", nil
 	case pos.LeaderEpoch < 0:
 		return "", nil

@@ -62,6 +62,7 @@ func haunted(t *testing.T, cfg kafka.Config, dir string) bool {
 func TestLocalStateIsTrustedOnlyWhenItIsAPrefixOfTheLog(t *testing.T) {
 	for name, test := range map[string]struct {
 		change func(*store.Position)
+		byAge  bool // the store's records
 		wiped  bool
 	}{
 		"as it was left":     {change: func(*store.Position) {}},
@@ -69,6 +70,8 @@ func TestLocalStateIsTrustedOnlyWhenItIsAPrefixOfTheLog(t *testing.T) {
 		"of another topic":   {change: func(p *store.Position) { p.TopicID[3]++ }, wiped: true},
 		"ahead of the log":   {change: func(p *store.Position) { p.Offset += 1000 }, wiped: true},
 		"too old":            {change: func(p *store.Position) { p.AppliedAt = time.Now().Add(-schemas.TombstoneRetention/2 - time.Minute) }, wiped: true},
+		"too old, by age":    {change: func(p *store.Position) { p.AppliedAt = time.Now().Add(-schemas.MaxDedupeRetention) }, byAge: true},
+		"before it, by age":  {change: func(p *store.Position) { p.Offset = -5 }, byAge: true, wiped: true},
 		"from the future":    {change: func(p *store.Position) { p.AppliedAt = time.Now().Add(2 * time.Hour) }, wiped: true},
 		"before the log":     {change: func(p *store.Position) { p.Offset = -5 }, wiped: true},
 		"indexed otherwise":  {change: func(p *store.Position) { p.IndexVersion++ }, wiped: true},
@@ -79,12 +82,14 @@ func TestLocalStateIsTrustedOnlyWhenItIsAPrefixOfTheLog(t *testing.T) {
 			onBoth(t, func(t *testing.T, cfg kafka.Config) {
 				c, dir := newClient(t, cfg), t.TempDir()
 				in := numbers(400, 20)
-				g := begin(t, counterSpec(), config(cfg, dir)).ready()
+				spec := counterSpec()
+				spec.Stores[0].ByAge = test.byAge
+				g := begin(t, spec, config(cfg, dir)).ready()
 				c.produce(counterIn, in[:200]...)
 				c.requireExact(200, in[:200])
 				g.stop()
 				meddle(t, cfg, dir, test.change)
-				g = begin(t, counterSpec(), config(cfg, dir)).ready()
+				g = begin(t, spec, config(cfg, dir)).ready()
 				c.produce(counterIn, in[200:]...)
 				c.requireExact(400, in)
 				g.stop()

@@ -37,9 +37,14 @@ type Spec struct {
 // MaxWindow keeps the bitset of a full window, encoded, below the 4,096 bytes that Kafka allows for offset metadata.
 const MaxWindow = 16384
 
-// StoreSpec is one key-value store whose changelog is a compacted topic; a public table may be one.
+// StoreSpec is one key-value store whose changelog is a compacted topic, or one that drops records by age (ByAge); a
+// public table may be one.
 type StoreSpec struct {
 	Topic string
+	// ByAge says that a record means nothing to the task any more once the topic has dropped it for its age
+	// (retention.ms). What was deleted while a local store was away, tombstone and all, is past its time there too: the
+	// store is trusted however old it is. The task forgets what is over (Tx.ForgetBelow) when it starts.
+	ByAge bool
 	// Index derives local index keys from a record, or is nil. Index keys are never sent to Kafka; they are written
 	// when the record is put, in the same batch. A key that a later put no longer derives is left behind: whoever scans
 	// the index checks what it finds against the record, and drops what no longer holds with Tx.DropIndex.

@@ -70,8 +70,8 @@ func (i *Inbound) Spec() stream.Spec {
 		Stores: []stream.StoreSpec{
 			{Topic: schemas.Billing, Index: indexDue},
 			{Topic: schemas.Endpoints},
-			{Topic: schemas.InboundSeen},
-			{Topic: schemas.Idempotency},
+			{Topic: schemas.InboundSeen, ByAge: true},
+			{Topic: schemas.Idempotency, ByAge: true},
 		},
 		NewTask: func(p *stream.Partition) (stream.Task, error) { return newTask(i, p), nil },
 	}
