@@ -67,9 +67,10 @@ func newSession(g *Group, n int) *session {
 // gives up: the record will not get better.
 const maxBarren = 5
 
-// run keeps a client working until ctx ends.
+// run keeps a client working until ctx ends, or what it meets cannot be healed. Then it leaves the group.
 func (s *session) run(ctx, hard, end context.Context, txnID string) error {
 	s.hard, s.end = hard, end
+	defer s.leave(txnID)
 	backoff, barren := 100*time.Millisecond, 0
 	for {
 		err := s.life(ctx, txnID)
@@ -116,7 +117,7 @@ func (s *session) life(ctx context.Context, txnID string) (err error) {
 		for _, o := range s.owned {
 			s.give(o)
 		}
-		s.close(ctx.Err() != nil, txnID)
+		s.close()
 		s.restores.Wait()
 	}()
 	s.gate()
@@ -129,28 +130,36 @@ func (s *session) life(ctx context.Context, txnID string) (err error) {
 }
 
 // close closes the client, within bounds also when no broker answers. A static member does not leave the group by
-// that: the next client, of this process or of one that is started again, takes its place. It leaves when the process
-// stops, for its partitions are somebody else's then.
-func (s *session) close(leave bool, instance string) {
-	ctx, cancel := context.WithTimeout(s.end, 5*time.Second)
+// that: the next client, of this process or of one that is started again, takes its place.
+func (s *session) close() {
+	ctx, cancel := context.WithTimeout(s.end, leaveTime)
 	defer cancel()
 	s.gts.AllowRebalance()
-	err := s.client.LeaveGroupContext(ctx) // ends membership here; the group is not told
-	if leave {
-		err = errors.Join(err, s.g.leave(ctx, instance))
-	}
-	if err != nil {
-		s.log.Warn("leaving the group failed; it waits for the session to time out", "error", err)
+	if err := s.client.LeaveGroupContext(ctx); err != nil { // ends membership here; the group is not told
+		s.log.Warn("closing the client of a session took too long", "error", err)
 	}
 	s.gts.CloseAllowingRebalance()
 }
+
+// leave takes the member out of the group, whether a client of it is at work, failed or not there yet: its partitions
+// are somebody else's from now on.
+func (s *session) leave(instance string) {
+	ctx, cancel := context.WithTimeout(s.end, leaveTime)
+	defer cancel()
+	if err := s.g.leave(ctx, instance); err != nil {
+		s.log.Warn("leaving the group failed; it waits for the session to time out", "error", err)
+	}
+}
+
+// leaveTime bounds what is said to the group at the end.
+const leaveTime = 5 * time.Second
 
 func (s *session) options(txnID string) []kgo.Opt {
 	cfg := &s.g.cfg
 	return append(kafka.Options(cfg.Kafka, s.log),
 		kgo.ConsumerGroup(s.g.name()),
 		// Static membership (KIP-345): a process that was killed and is started again within the session time-out has its
-		// partitions back at once, and nobody else's work is interrupted. One that is told to stop leaves (close).
+		// partitions back at once, and nobody else's work is interrupted. One that is told to stop leaves (leave).
 		kgo.InstanceID(txnID),
 		kgo.ConsumeTopics(s.input),
 		kgo.Balancers(newBalancer(s.mail.synced)),

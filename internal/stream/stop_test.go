@@ -2,15 +2,18 @@ package stream
 
 import (
 	"context"
+	"errors"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
+	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"github.com/betterdata/webhooks/internal/kafka"
 	"github.com/betterdata/webhooks/internal/lifecycle"
 	"github.com/betterdata/webhooks/internal/testenv"
 )
@@ -52,6 +55,55 @@ func TestAFailureForGoodIsToldInTime(t *testing.T) {
 		require.ErrorIs(t, err, kerr.TopicAuthorizationFailed)
 	case <-time.After(30 * time.Second):
 		require.FailNow(t, "the error is not told while the other session drains")
+	}
+}
+
+// failing is a task that cannot use any record.
+type failing struct{ counter }
+
+func (failing) Process(*Tx, *kgo.Record) error { return errors.New("no use") }
+
+// A member is known to the group by its name and would be waited for until its session times out.
+func TestWhoStopsLeavesTheGroup(t *testing.T) {
+	for name, c := range map[string]struct {
+		task Task
+		// when the group is told to stop; nil: it ends by itself
+		when func(*testing.T, *Group) bool
+	}{
+		"at work": {&counter{}, func(_ *testing.T, g *Group) bool { return g.Check(context.Background()) == nil }},
+		// The fourth pause lasts 800 ms.
+		"before a new session": {&failing{}, func(t *testing.T, g *Group) bool { return valueOf(t, g.metrics.rebuilds) == maxBarren-1 }},
+		"failed for good":      {&failing{}, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			onBoth(t, func(t *testing.T, cfg kafka.Config) {
+				cl, spec, conf := newClient(t, cfg), counterSpec(), config(cfg, t.TempDir())
+				conf.SessionTimeout = time.Minute
+				spec.NewTask = func(*Partition) (Task, error) { return c.task, nil }
+				g, err := New(spec, conf, testLog(t), prometheus.NewRegistry())
+				require.NoError(t, err)
+				ctx, stop := context.WithCancel(context.Background())
+				defer stop()
+				ended := make(chan error, 1)
+				go func() { ended <- g.Run(ctx) }()
+				cl.produce(counterIn, numbers(1, 1)...)
+				if c.when != nil {
+					testenv.Eventually(t, time.Minute, func() bool { return c.when(t, g) }, "its time to stop")
+					stop()
+				}
+				select {
+				case err = <-ended:
+				case <-time.After(time.Minute):
+					require.FailNow(t, "it does not end")
+				}
+				require.Equal(t, c.when == nil, err != nil, "%v", err)
+				groups, err := kadm.NewClient(cl.Client).DescribeGroups(context.Background(), g.name())
+				require.NoError(t, err)
+				require.NoError(t, groups.Error())
+				require.Empty(t, groups[g.name()].Members)
+			})
+		})
 	}
 }
 
