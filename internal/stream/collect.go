@@ -173,7 +173,8 @@ func (s *session) drainBacklog(o *owned, b *batch) error {
 		}
 		if !prefetched {
 			prefetched = true
-			if err := o.prefetch(o.backlog[taken:min(len(o.backlog), taken+b.limit-b.inputs)]); err != nil {
+			ahead := o.backlog[taken:min(len(o.backlog), taken+b.limit-b.inputs)]
+			if err := o.prefetch(ahead, minPrefetch); err != nil {
 				return err
 			}
 		}

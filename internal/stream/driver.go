@@ -58,10 +58,21 @@ func (d *Driver) Full() bool { return d.o.full() }
 // Due reports whether the task asked for Advance, and if not, for when.
 func (d *Driver) Due(now time.Time) (bool, time.Time) { return d.o.part.due(now) }
 
-// Process and Advance call the task, opening a transaction when none is.
-func (d *Driver) Process(r *kgo.Record, now time.Time) error { return d.o.process(r, now) }
+// Process gives the task records, after reading ahead for all of them: for however few, where a session does it from
+// minPrefetch on, so that tests meet it. It opens a transaction when none is open.
+func (d *Driver) Process(records []*kgo.Record, now time.Time) error {
+	if err := d.o.prefetch(records, 1); err != nil {
+		return err
+	}
+	for _, r := range records {
+		if err := d.o.process(r, now); err != nil {
+			return err
+		}
+	}
+	return nil
+}
 
-// Advance calls the task.
+// Advance calls the task, opening a transaction when none is open.
 func (d *Driver) Advance(now time.Time) error { return d.o.advance(now) }
 
 // End ends the open transaction and returns what it produces, the offset it commits and its metadata; after an abort,

@@ -7,13 +7,14 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
-// minPrefetch is from how many records on it is worth it.
+// minPrefetch is from how many records on reading ahead is worth it.
 const minPrefetch = 16
 
-// prefetch reads what the next records of a partition will ask of its stores, before the first of them is processed.
-func (o *owned) prefetch(records []*kgo.Record) error {
+// prefetch reads what the next records of a partition will ask of its stores, before the first of them is processed; for
+// fewer than least it is not worth it.
+func (o *owned) prefetch(records []*kgo.Record, least int) error {
 	task, able := o.task.(Prefetcher)
-	if !able || len(records) < minPrefetch {
+	if !able || len(records) < least {
 		return nil
 	}
 	wanted := make([][][]byte, len(o.spec.Stores))

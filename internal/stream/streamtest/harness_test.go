@@ -73,6 +73,43 @@ func TestStateOutputsAndAborts(t *testing.T) {
 	require.Equal(t, []bool{true, false, true, true}, c.settled)
 }
 
+// reader is a count that says what it will read.
+type reader struct {
+	count
+	calls []string
+}
+
+func (r *reader) Prefetch(in *kgo.Record, read func(store string, key []byte)) {
+	r.calls = append(r.calls, "ahead "+string(in.Key))
+	read("sums", in.Key)
+}
+
+func (r *reader) Process(tx *stream.Tx, in *kgo.Record) error {
+	r.calls = append(r.calls, "process "+string(in.Key))
+	return r.count.Process(tx, in)
+}
+
+func TestWhatATaskNamesIsReadAhead(t *testing.T) {
+	r := &reader{}
+	spec := countSpec(nil)
+	spec.NewTask = func(*stream.Partition) (stream.Task, error) { return r, nil }
+	h := New(t, spec)
+	calls := func() []string {
+		defer func() { r.calls = nil }()
+		return r.calls
+	}
+	h.Process(rec("a", "1"), rec("b", "2"), rec("a", "3"))
+	require.Equal(t, []string{"ahead a", "ahead b", "ahead a", "process a", "process b", "process a"}, calls())
+	h.Process(rec("b", "5"))
+	require.Equal(t, []string{"ahead b", "process b"}, calls())
+	h.Abort(rec("a", "-1"), rec("b", "7"))
+	calls()
+	h.Redeliver()
+	require.Equal(t, []string{"ahead a", "ahead b", "process a", "process b"}, calls())
+	require.Nil(t, h.Get("sums", []byte("a")))
+	require.Equal(t, "14", string(h.Get("sums", []byte("b"))))
+}
+
 // slow finishes units when told.
 type slow struct {
 	p       *stream.Partition
