@@ -60,26 +60,13 @@ func alertOf(t *told, holds time.Time) alert {
 	return a
 }
 
-// body is one request's, and how many alerts it has.
-type body struct {
-	json   []byte
-	alerts int
-}
-
-func encode(list []*told, holds time.Time) (bodies []body) {
-	for len(list) > 0 {
-		n := min(len(list), maxAlerts)
-		alerts := make([]alert, n)
-		for i, t := range list[:n] {
-			alerts[i] = alertOf(t, holds)
-		}
-		text, err := json.Marshal(alerts)
-		if err != nil {
-			panic("BUG: alerts do not encode: " + err.Error())
-		}
-		bodies, list = append(bodies, body{text, n}), list[n:]
+// alertsOf are the alerts of what is told.
+func alertsOf(list []*told, holds time.Time) []alert {
+	alerts := make([]alert, len(list))
+	for i, t := range list {
+		alerts[i] = alertOf(t, holds)
 	}
-	return bodies
+	return alerts
 }
 
 // manager is one Alertmanager.
@@ -92,6 +79,8 @@ type manager struct {
 	metrics   *metrics
 	// failing is the error that was logged last, "" while requests succeed.
 	failing string
+	// refused are the alerts that it took no request with.
+	refused map[identity]bool
 }
 
 func newManager(text string, log *slog.Logger, m *metrics) (*manager, error) {
@@ -104,22 +93,16 @@ func newManager(text string, log *slog.Logger, m *metrics) (*manager, error) {
 	return &manager{
 		name: u.String(), url: u.JoinPath("api/v2/alerts").String(), user: user,
 		client: &http.Client{Timeout: requestTimeout}, log: log.With("alertmanager", u.String()), metrics: m,
+		refused: map[identity]bool{},
 	}, nil
 }
 
-// send posts the bodies until one fails. Errors are logged when they change.
-func (m *manager) send(ctx context.Context, bodies []body) {
-	var err error
-	for _, b := range bodies {
-		if err == nil {
-			err = m.post(ctx, b.json)
-		}
-		if err != nil {
-			m.metrics.failed.Add(float64(b.alerts))
-		} else {
-			m.metrics.sent.Add(float64(b.alerts))
-		}
-	}
+// send tells alerts until the Alertmanager fails. It goes on where one is refused; those that were refused before are
+// sent one by one, behind all others. Errors are logged when they change.
+func (m *manager) send(ctx context.Context, alerts []alert) {
+	r := &round{manager: m, ctx: ctx, left: len(alerts)}
+	err := r.run(alerts)
+	m.metrics.failed.Add(float64(r.left))
 	switch {
 	case ctx.Err() != nil:
 	case err == nil && m.failing != "":
@@ -131,7 +114,16 @@ func (m *manager) send(ctx context.Context, bodies []body) {
 	}
 }
 
-func (m *manager) post(ctx context.Context, body []byte) error {
+// refusal is an answer that judges what was sent, not who sent it or how the Alertmanager is.
+type refusal struct{ answer string }
+
+func (r *refusal) Error() string { return r.answer }
+
+func (m *manager) post(ctx context.Context, alerts []alert) error {
+	body, err := json.Marshal(alerts)
+	if err != nil {
+		panic("BUG: alerts do not encode: " + err.Error())
+	}
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, m.url, bytes.NewReader(body))
 	if err != nil {
 		return err
@@ -153,8 +145,13 @@ func (m *manager) post(ctx context.Context, body []byte) error {
 	}
 	defer resp.Body.Close()
 	answer, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
-	if resp.StatusCode/100 != 2 {
-		return fmt.Errorf("answered %s: %s", resp.Status, bytes.TrimSpace(answer))
+	if resp.StatusCode/100 == 2 {
+		return err
 	}
-	return err
+	text := fmt.Sprintf("answered %s: %s", resp.Status, bytes.TrimSpace(answer))
+	switch resp.StatusCode {
+	case http.StatusBadRequest, http.StatusRequestEntityTooLarge, http.StatusUnprocessableEntity:
+		return &refusal{text}
+	}
+	return errors.New(text)
 }

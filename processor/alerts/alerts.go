@@ -18,6 +18,9 @@
 // stays a little after its payment costs nothing, for its end is sent as soon as a processor is there again. And it
 // does end: for what nobody has watched for longer, nobody can speak.
 //
+// An Alertmanager that is away is told with the next interval. One that refuses an alert (400, 413, 422) is told all others:
+// the refused one is found by halves, counted and logged, and tried again behind them.
+//
 // What it must not do: keep a processor from its work, or from being ready, because an Alertmanager is away.
 package alerts
 
@@ -154,10 +157,10 @@ func (a *Alerts) send(ctx context.Context, list []*told, holds time.Time) {
 	if len(list) == 0 {
 		return
 	}
-	bodies := encode(list, holds)
+	alerts := alertsOf(list, holds)
 	var sending sync.WaitGroup
 	for _, m := range a.managers {
-		sending.Go(func() { m.send(ctx, bodies) })
+		sending.Go(func() { m.send(ctx, alerts) })
 	}
 	sending.Wait()
 }
@@ -169,7 +172,7 @@ func pause(ctx context.Context, d time.Duration) {
 	}
 }
 
-type metrics struct{ sent, failed prometheus.Counter }
+type metrics struct{ sent, refused, failed prometheus.Counter }
 
 func newMetrics(reg prometheus.Registerer, open func() int) *metrics {
 	notifications := prometheus.NewCounterVec(prometheus.CounterOpts{
@@ -180,5 +183,8 @@ func newMetrics(reg prometheus.Registerer, open func() int) *metrics {
 		Name: "webhooks_alerts_open",
 		Help: "Invoices whose payment failed and that are not settled.",
 	}, func() float64 { return float64(open()) }))
-	return &metrics{sent: notifications.WithLabelValues("sent"), failed: notifications.WithLabelValues("failed")}
+	return &metrics{
+		sent: notifications.WithLabelValues("sent"), refused: notifications.WithLabelValues("refused"),
+		failed: notifications.WithLabelValues("failed"),
+	}
 }

@@ -180,7 +180,7 @@ func TestAStaleCopySendsNothing(t *testing.T) {
 
 func TestAnAlertmanagerThatFailsKeepsNobodyWaiting(t *testing.T) {
 	broken, sound := newTaker(t), newTaker(t)
-	broken.status.Store(http.StatusBadRequest)
+	broken.status.Store(http.StatusServiceUnavailable)
 	r := run(t, &table{}, 50*time.Millisecond, "http://127.0.0.1:1", broken.URL+"/prefix", sound.URL+"/prefix")
 	r.billing.fn([]byte(org), record(t, open("in_1")))
 	testenv.Eventually(t, patience, func() bool { return sound.count() >= 5 && broken.count() >= 5 }, "each round")
