@@ -228,6 +228,36 @@ func (w *writer) list(path string) (ids []string) {
 	return ids
 }
 
+func TestAnEndpointIsDisabledAndEnabled(t *testing.T) {
+	w := startWrites(t)
+	edge, another := w.edge(0), w.edge(0)
+	created := edge.send(http.MethodPost, endpointsOf, someEndpoint)
+	require.Equal(t, 201, created.status, "%v", created.body)
+	path, key := created.header.Get("Location"), []string{"Idempotency-Key", "order-17"}
+
+	off := edge.send(http.MethodPost, path+"/disable", "", key...)
+	require.Equal(t, 200, off.status, "%v", off.body)
+	require.Equal(t, []any{false, "manual", float64(2)}, []any{off.body["enabled"], off.body["disabledReason"], off.body["version"]})
+	require.NotEmpty(t, off.body["disabledAt"])
+	require.Equal(t, off.body, another.send(http.MethodGet, path, "").body)
+	again := edge.send(http.MethodPost, path+"/disable", "")
+	require.Equal(t, 200, again.status)
+	require.Equal(t, off.body, again.body, "it is off already")
+
+	require.Equal(t, 412, edge.send(http.MethodPost, path+"/enable", "", "If-Match", created.header.Get("ETag")).status)
+	on := edge.send(http.MethodPost, path+"/enable", "", "If-Match", off.header.Get("ETag"))
+	require.Equal(t, 200, on.status, "%v", on.body)
+	require.Equal(t, []any{true, nil, nil, float64(3)},
+		[]any{on.body["enabled"], on.body["disabledReason"], on.body["disabledAt"], on.body["version"]})
+	require.Equal(t, on.body, another.send(http.MethodGet, path, "").body)
+
+	requireReplay(t, off, another.send(http.MethodPost, path+"/disable", "", key...))
+	require.Equal(t, on.body, edge.send(http.MethodGet, path, "").body, "a repeat changes nothing")
+	require.Equal(t, 422, another.send(http.MethodPost, path+"/enable", "", key...).status, "another request with its key")
+	require.Equal(t, 204, edge.send(http.MethodDelete, path, "").status)
+	require.Equal(t, 404, edge.send(http.MethodPost, path+"/enable", "").status)
+}
+
 const replayed = "Idempotent-Replayed"
 
 // requireReplay checks that an answer repeats the first, its secret aside.

@@ -180,6 +180,34 @@ func TestPatchAndDeleteEndpoint(t *testing.T) {
 	require.Empty(t, a.body)
 }
 
+func TestEnableAndDisableEndpoint(t *testing.T) {
+	e := startReady(t, testenv.FakeKafka(t))
+	o := startOwner(t, e.kafka, obliging)
+	path := endpointsPath + "/" + id.New(id.Endpoint)
+	for action, patch := range map[string]string{"/enable": `{"enabled":true}`, "/disable": `{"enabled":false}`} {
+		a := e.manage(http.MethodPost, path+action, "")
+		require.Equal(t, 200, a.status, "%s", a.body)
+		require.Equal(t, `"2"`, a.header.Get("ETag"))
+		require.Equal(t, path, endpointsPath+"/"+object(t, a)["id"].(string))
+		cmd, r := o.last()
+		require.Equal(t, "org_1", string(r.Key))
+		require.JSONEq(t, patch, string(cmd.GetUpdateEndpoint().PatchJson))
+		require.Nil(t, cmd.Precondition)
+		require.Nil(t, cmd.IdempotencyKey)
+
+		a = e.manage(http.MethodPost, path+action, "{}", "If-Match", `"7"`, "Idempotency-Key", "order-17")
+		require.Equal(t, 200, a.status, "%s", a.body)
+		cmd, _ = o.last()
+		require.Equal(t, []uint64{7}, cmd.Precondition.GetVersions())
+		require.NotEmpty(t, cmd.IdempotencyKey.GetHash())
+
+		require.Equal(t, 400, e.manage(http.MethodPost, path+action, "", "If-Match", "7").status)
+		require.Equal(t, 400, e.manage(http.MethodPost, path+action, "", "Idempotency-Key", "").status)
+		require.Equal(t, 401, e.manage(http.MethodPost, path+action, "", "Authorization", "").status)
+	}
+	require.Equal(t, 4, o.seen())
+}
+
 func TestIfMatchGoesToTheOwner(t *testing.T) {
 	e := startReady(t, testenv.FakeKafka(t))
 	o := startOwner(t, e.kafka, refusing(412, "precondition_failed"))

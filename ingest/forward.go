@@ -34,6 +34,8 @@ func roomOf(path string) room {
 		return deliverer
 	case resource == "endpoints" && len(parts) == 4 && parts[3] == "replay":
 		return deliverer
+	case resource == "endpoints" && len(parts) == 4 && (parts[3] == "enable" || parts[3] == "disable"):
+		return own
 	case (resource == "endpoints" || resource == "connections") && len(parts) <= 3:
 		return own
 	}

@@ -90,12 +90,16 @@ func (c *Commands) routes() {
 	const (
 		endpoints   = "/v1/orgs/{org}/endpoints"
 		endpoint    = endpoints + "/{id}"
+		enable      = endpoint + "/enable"
+		disable     = endpoint + "/disable"
 		connections = "/v1/orgs/{org}/connections"
 		connection  = connections + "/{id}"
 	)
 	c.router.Handle(http.MethodPost, endpoints, scopeEndpoints, c.createEndpoint)
 	c.router.Handle(http.MethodPatch, endpoint, scopeEndpoints, c.patchEndpoint)
 	c.router.Handle(http.MethodDelete, endpoint, scopeEndpoints, c.deleteEndpoint)
+	c.router.Handle(http.MethodPost, enable, scopeEndpoints, c.setEnabled(`{"enabled":true}`))
+	c.router.Handle(http.MethodPost, disable, scopeEndpoints, c.setEnabled(`{"enabled":false}`))
 	c.router.Handle(http.MethodPost, connections, scopeConnections, c.createConnection)
 	c.router.Handle(http.MethodDelete, connection, scopeConnections, c.deleteConnection)
 	for _, path := range []string{endpoints, endpoint, connections, connection} {

@@ -131,6 +131,9 @@ func TestHowWritesAreAnswered(t *testing.T) {
 	connected := func(cmd *webhooksv1.Command) (*outcome, error) {
 		return &outcome{Result: &webhooksv1.CommandOutcome_Connection{Connection: cmd.GetCreateConnection().GetConnection()}}, nil
 	}
+	changed := func(cmd *webhooksv1.Command) (*outcome, error) {
+		return &outcome{Result: &webhooksv1.CommandOutcome_Endpoint{Endpoint: &webhooksv1.Endpoint{Id: cmd.GetUpdateEndpoint().EndpointId}}}, nil
+	}
 	refused := func(*webhooksv1.Command) (*outcome, error) {
 		return &outcome{Result: &webhooksv1.CommandOutcome_Refusal{Refusal: &webhooksv1.Refusal{Status: 409, Code: "account_taken"}}}, nil
 	}
@@ -151,6 +154,15 @@ func TestHowWritesAreAnswered(t *testing.T) {
 		"another outcome than asked":   {http.MethodPost, connections, account, deleted, 500, schemas.InboundUnrouted, "stripe/cus_1"},
 		"deleted":                      {http.MethodDelete, one, "", deleted, 204, schemas.Inbound, "org_1"},
 		"deletion without an outcome":  {http.MethodDelete, one, "", silent, 202, schemas.Inbound, "org_1"},
+		"enabled":                      {http.MethodPost, one + "/enable", "", changed, 200, schemas.Inbound, "org_1"},
+		"disabled":                     {http.MethodPost, one + "/disable", "{}", changed, 200, schemas.Inbound, "org_1"},
+		"disabling refused":            {http.MethodPost, one + "/disable", "", refused, 409, schemas.Inbound, "org_1"},
+		"disabling without an outcome": {http.MethodPost, one + "/disable", "", silent, 202, schemas.Inbound, "org_1"},
+		"disabling, another outcome":   {http.MethodPost, one + "/disable", "", deleted, 500, schemas.Inbound, "org_1"},
+		"an action on no id":           {http.MethodPost, endpoints + "/ep_1/enable", "", changed, 404, "", ""},
+		"an action on a connection":    {http.MethodPost, connections + "/" + id.Derive(id.Connection, "1") + "/enable", "", changed, 404, "", ""},
+		"an unknown action":            {http.MethodPost, one + "/explode", "", changed, 404, "", ""},
+		"an action by GET":             {http.MethodGet, one + "/enable", "", changed, 405, "", ""},
 		"no id":                        {http.MethodDelete, endpoints + "/ep_1", "", deleted, 404, "", ""},
 		"no JSON":                      {http.MethodPost, connections, `{`, connected, 400, "", ""},
 		"what the rules do not accept": {http.MethodPost, endpoints, `{"url":7}`, connected, 422, "", ""},

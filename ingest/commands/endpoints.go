@@ -105,10 +105,34 @@ func (c *Commands) patchEndpoint(ctx *fasthttp.RequestCtx, p httpapi.Principal) 
 	if err != nil {
 		return err
 	}
+	return c.update(ctx, cmd, update)
+}
+
+// setEnabled is the action that does what this patch does. Unlike other POSTs it changes what is there, so it takes
+// If-Match too. It needs no body.
+func (c *Commands) setEnabled(patch string) httpapi.Handler {
+	return func(ctx *fasthttp.RequestCtx, p httpapi.Principal) error {
+		endpointID, problem := pathID(ctx, id.Endpoint)
+		if problem != nil {
+			return problem
+		}
+		cmd, problem := command(ctx, p)
+		if problem != nil {
+			return problem
+		}
+		if cmd.Precondition, problem = ifMatch(ctx); problem != nil {
+			return problem
+		}
+		return c.update(ctx, cmd, &webhooksv1.UpdateEndpoint{EndpointId: endpointID, PatchJson: []byte(patch)})
+	}
+}
+
+// update carries out a change to an endpoint and answers the endpoint.
+func (c *Commands) update(ctx *fasthttp.RequestCtx, cmd *webhooksv1.Command, update *webhooksv1.UpdateEndpoint) error {
 	cmd.Action = &webhooksv1.Command_UpdateEndpoint{UpdateEndpoint: update}
 	outcome, err := c.carryOut(ctx, ofOrganization(cmd.OrganizationId), cmd)
 	if errors.Is(err, errPending) {
-		accepted(ctx, "/v1/orgs/"+cmd.OrganizationId+"/endpoints/"+endpointID, pending{endpointID})
+		accepted(ctx, "/v1/orgs/"+cmd.OrganizationId+"/endpoints/"+update.EndpointId, pending{update.EndpointId})
 		return nil
 	}
 	if err != nil {
