@@ -179,8 +179,8 @@ type Dedupe struct {
 
 // State is how the processor works on state and answers from it.
 type State struct {
-	ProcessorSessions  *int32   `group:"Process" name:"processor-sessions" env:"PROCESSOR_SESSIONS" placeholder:"COUNT" help:"Transactions that each group of tasks has open side by side. Unset: as many as there are CPUs, up to 4."`
-	EntitlementsMaxAge Positive `group:"Billing" name:"entitlements-max-age" env:"ENTITLEMENTS_MAX_AGE" default:"1h" placeholder:"DURATION" help:"How far behind entitlements may be that are answered while Kafka cannot be reached; beyond it 503. The header Age says how far."`
+	ProcessorSessions  *int32 `group:"Process" name:"processor-sessions" env:"PROCESSOR_SESSIONS" placeholder:"COUNT" help:"Transactions that each group of tasks has open side by side. Unset: as many as there are CPUs, up to 4."`
+	EntitlementsMaxAge Bound  `group:"Billing" name:"entitlements-max-age" env:"ENTITLEMENTS_MAX_AGE" default:"1h" placeholder:"DURATION" help:"How far behind entitlements may be that are answered while Kafka cannot be reached; beyond it 503. 0: however far. The header Age says how far."`
 }
 
 // EndpointLimits bound what an organization may have.

@@ -51,6 +51,7 @@ func TestDefaults(t *testing.T) {
 	require.Equal(t, []uint16{443, 8443, 80}, r.DeliveryAllowPorts)
 	require.Empty(t, r.AlertmanagerURL.List())
 	require.Equal(t, Positive(time.Minute), r.AlertInterval)
+	require.Equal(t, Bound(time.Hour), r.EntitlementsMaxAge)
 	require.Nil(t, r.ProcessorSessions)
 	k := r.Kafka.Config("127.0.0.1:7")
 	require.Equal(t, []string{"127.0.0.1:7"}, k.Brokers)
@@ -119,6 +120,8 @@ func TestEveryProblemIsOneLineThatNamesTheSetting(t *testing.T) {
 		"its whole path":       {map[string]string{"ALERTMANAGER_URL": "http://a:9093/api/v2/alerts/"}, "processor", []string{"ALERTMANAGER_URL", "leave out"}},
 		"no sessions":          {map[string]string{"PROCESSOR_SESSIONS": "0"}, "processor", []string{"PROCESSOR_SESSIONS", "from 1"}},
 		"no alert interval":    {map[string]string{"ALERT_INTERVAL": "0s"}, "processor", []string{"ALERT_INTERVAL", "above 0"}},
+		"age below 0":          {map[string]string{"ENTITLEMENTS_MAX_AGE": "-1s"}, "processor", []string{"ENTITLEMENTS_MAX_AGE", "below 0"}},
+		"age without a unit":   {map[string]string{"ENTITLEMENTS_MAX_AGE": "60"}, "processor", []string{"ENTITLEMENTS_MAX_AGE", "duration"}},
 		"retention twice":      {map[string]string{"DEDUPE_RETENTION": "1h;2h"}, "processor", []string{"DEDUPE_RETENTION", "twice"}},
 		"retention no default": {map[string]string{"DEDUPE_RETENTION": "stripe=2h"}, "processor", []string{"DEDUPE_RETENTION", "plain"}},
 		"unknown flag":         {nil, "ingest --retry-jitter=0", []string{"--retry-jitter"}},
@@ -147,6 +150,15 @@ func TestEveryProblemIsOneLineThatNamesTheSetting(t *testing.T) {
 			require.NotContains(t, err.Error(), "\n")
 			require.NotContains(t, err.Error(), "hunter2")
 		})
+	}
+}
+
+func TestABoundCanBeTakenAway(t *testing.T) {
+	for value, want := range map[string]time.Duration{"0": 0, "0s": 0, "90s": 90 * time.Second} {
+		environment(t, map[string]string{"ENTITLEMENTS_MAX_AGE": value})
+		cli, _, err := Parse([]string{"processor"}, nil)
+		require.NoError(t, err)
+		require.Equal(t, Bound(want), cli.Processor.EntitlementsMaxAge)
 	}
 }
 

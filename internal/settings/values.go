@@ -230,6 +230,19 @@ func (p *Positive) UnmarshalText(text []byte) error {
 	return err
 }
 
+// Bound is a duration; 0 is no bound.
+type Bound time.Duration
+
+// UnmarshalText reads a Go duration.
+func (b *Bound) UnmarshalText(text []byte) error {
+	d, err := parseDuration(string(text))
+	if err == nil && d < 0 {
+		err = fmt.Errorf("%q is below 0", text)
+	}
+	*b = Bound(d)
+	return err
+}
+
 // Schedule is a list of delays, separated by commas.
 type Schedule []time.Duration
 
@@ -300,12 +313,17 @@ func (r Retention) Of(source string) time.Duration {
 }
 
 func parsePositive(s string) (time.Duration, error) {
+	d, err := parseDuration(s)
+	if err == nil && d <= 0 {
+		return 0, fmt.Errorf("%q is not above 0", s)
+	}
+	return d, err
+}
+
+func parseDuration(s string) (time.Duration, error) {
 	d, err := time.ParseDuration(s)
 	if err != nil {
 		return 0, fmt.Errorf("%q is not a duration like 500ms, 15s or 2h", s)
-	}
-	if d <= 0 {
-		return 0, fmt.Errorf("%q is not above 0", s)
 	}
 	return d, nil
 }

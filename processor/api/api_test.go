@@ -104,12 +104,16 @@ type rig struct {
 	handler                                       fasthttp.RequestHandler
 }
 
-func newRig(t testing.TB, audit driver.Conn) *rig {
+func newRig(t testing.TB, audit driver.Conn, change ...func(*Config)) *rig {
 	table := func() *fakeTable { return &fakeTable{records: map[string][]byte{}} }
 	r := &rig{t: t, billing: table(), entitlements: table(), endpoints: table(), connections: table()}
 	log := slog.New(slog.DiscardHandler)
 	router := httpapi.NewRouter(httpapi.AdminKey(admin), log)
-	New(Config{Plans: plans.Builtin(), EntitlementsMaxAge: time.Minute}, Tables{r.billing, r.entitlements, r.endpoints, r.connections}, audit, log).Routes(router)
+	cfg := Config{Plans: plans.Builtin(), EntitlementsMaxAge: time.Minute}
+	for _, c := range change {
+		c(&cfg)
+	}
+	New(cfg, Tables{r.billing, r.entitlements, r.endpoints, r.connections}, audit, log).Routes(router)
 	r.handler = router.Handler()
 	return r
 }
@@ -183,6 +187,12 @@ func TestEntitlementsSayHowOldTheyMayBe(t *testing.T) {
 	require.Equal(t, http.StatusServiceUnavailable, ctx.Response.StatusCode(), "older than is allowed")
 	require.Contains(t, string(ctx.Response.Body()), "entitlements_stale")
 	require.NotEmpty(t, ctx.Response.Header.Peek("Retry-After"))
+
+	r = newRig(t, nil, func(c *Config) { c.EntitlementsMaxAge = 0 })
+	r.entitlements.age = 100 * 24 * time.Hour
+	ctx = r.get("/v1/orgs/org_1/entitlements")
+	require.Equal(t, http.StatusOK, ctx.Response.StatusCode(), "without a bound")
+	require.Equal(t, "8640000", string(ctx.Response.Header.Peek("Age")))
 }
 
 func TestBilling(t *testing.T) {
