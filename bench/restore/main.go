@@ -1,6 +1,6 @@
 // Command restore measures how long a group of tasks takes from its start until it is at work, by the size of its state:
-// cold, with an empty state folder, when all of the changelog is read; and warm, started again after a SIGKILL, when only
-// its tail is. Beside it, in the same run, a plain consumer reads the same changelog and keeps nothing.
+// cold, with an empty state folder, when all of the changelog is read; and warm, started again after a SIGKILL, when all of
+// it is on disk. Beside it, in the same run, a plain consumer reads the same changelog and keeps nothing.
 //
 //	go run ./bench/restore [-runs 3] [-keys 1000000] [-key 36] [-value 64] [-partitions 8]
 //
