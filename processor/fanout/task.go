@@ -3,7 +3,6 @@ package fanout
 import (
 	"context"
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -27,8 +26,9 @@ const maxData = stream.MaxOutput - 512<<10
 type task struct {
 	*Fanout
 	partition *stream.Partition
-	// held are events that wait for the copy of the endpoints, and those behind them, in order. seq numbers transactions.
-	held  []*heldEvent
+	// held is the event that waits for the copy of the endpoints, or nil. While there is one the task is Full, so none
+	// comes after it. seq numbers transactions.
+	held  *heldEvent
 	seq   uint64
 	tally tally
 }
@@ -48,15 +48,16 @@ func (t *task) Process(tx *stream.Tx, in *kgo.Record) error {
 	if h.pending.Done(0) {
 		return nil
 	}
-	if len(t.held) == 0 {
-		if done, err := t.fanOut(tx, h); done || err != nil {
-			return err
-		}
-		t.metrics.waits.Inc()
+	if t.held != nil {
+		return fmt.Errorf("event %s came while %s waits", e.ID, t.held.event.ID)
 	}
-	t.held = append(t.held, h)
+	if done, err := t.fanOut(tx, h); done || err != nil {
+		return err
+	}
+	t.metrics.waits.Inc()
+	t.held = h
 	// Before the endpoints are looked at again: a change in between is not missed.
-	t.matcher.waits(t, t.held[0].event.Organization)
+	t.matcher.waits(t, e.Organization)
 	return nil
 }
 
@@ -99,20 +100,14 @@ func (t *task) bury(tx *stream.Tx, e *event, reason string) error {
 
 // Advance implements stream.Task: it goes on with what is held.
 func (t *task) Advance(tx *stream.Tx, now time.Time) error {
-	for _, h := range t.held {
-		if h.pending.Done(0) {
-			continue
-		}
-		done, err := t.fanOut(tx, h)
-		if err != nil {
-			return err
-		}
-		if !done {
-			t.matcher.waits(t, h.event.Organization)
-			t.noticeStall(h, now)
-			return nil
-		}
+	h := t.held
+	if h == nil || h.pending.Done(0) {
+		return nil
 	}
+	if done, err := t.fanOut(tx, h); done || err != nil {
+		return err
+	}
+	t.noticeStall(h, now)
 	return nil
 }
 
@@ -139,12 +134,10 @@ func (t *task) Settled(committed bool) {
 		t.metrics.dead.Add(float64(t.tally.dead))
 		t.metrics.deliveries.Add(float64(t.tally.deliveries))
 		t.metrics.filterErrors.Add(float64(t.tally.filterErrors))
-		t.held = slices.DeleteFunc(t.held, func(h *heldEvent) bool { return h.pending.Ended() })
-	} else {
-		// What came with the transaction is given again. What was held before is not, and is open again.
-		t.held = slices.DeleteFunc(t.held, func(h *heldEvent) bool { return h.seq == t.seq })
 	}
-	if len(t.held) == 0 {
+	// After an abort, what came with the transaction is given again. What was held before is not, and is open again.
+	if t.held != nil && (committed && t.held.pending.Ended() || !committed && t.held.seq == t.seq) {
+		t.held = nil
 		t.matcher.waitsNoMore(t)
 	}
 	t.tally = tally{}
@@ -152,7 +145,7 @@ func (t *task) Settled(committed bool) {
 }
 
 // Full implements stream.Task.
-func (t *task) Full() bool { return len(t.held) > 0 }
+func (t *task) Full() bool { return t.held != nil }
 
 // Close implements stream.Task.
 func (t *task) Close() { t.matcher.waitsNoMore(t) }
