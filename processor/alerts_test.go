@@ -151,3 +151,28 @@ func TestAFailedPaymentIsAlerted(t *testing.T) {
 	require.Equal(t, 1, page.count("firing in_1"), "repeats are one alert")
 	require.Equal(t, 1, page.count("resolved in_1"))
 }
+
+// An Alertmanager that comes back has no alerts, but knows whom it told of one. It tells them of the end only if it hears of
+// it.
+func TestAnAlertmanagerThatWasAwayHearsOfTheEnd(t *testing.T) {
+	const interval = 200 * time.Millisecond
+	page := newPager(t)
+	manager := testenv.NewAlertmanager(t, page.url)
+	cfg, clickhouseURL, stateDir := testenv.FakeKafka(t), testenv.ClickHouse(t), filepath.Join(t.TempDir(), "state")
+	alerting := func(c *Config) { c.Alerts = alerts.Config{URLs: []string{manager.URL}, Interval: interval} }
+	r := start(t, cfg, clickhouseURL, stateDir, alerting)
+	now := time.Now().Unix() - 60
+	for i, invoice := range []string{"in_1", "in_2"} {
+		r.invoice("evt_failed_"+invoice, billing.PaymentFailed, invoice, now)
+		testenv.Eventually(t, patience, func() bool { return page.count("firing "+invoice) == 1 }, "the pager")
+		require.NoError(t, manager.End())
+		r.invoice("evt_paid_"+invoice, billing.InvoicePaid, invoice, now+1)
+		time.Sleep(20 * interval) // longer than an open alert holds
+		if i == 1 {
+			r.stop()
+			r = start(t, cfg, clickhouseURL, stateDir, alerting)
+		}
+		require.NoError(t, manager.Start(t.Context()))
+		testenv.Eventually(t, patience, func() bool { return page.count("resolved "+invoice) == 1 }, "the pager hears of the end")
+	}
+}

@@ -4,9 +4,10 @@
 //	the copy of `billing` → board (what is open, what ended lately) → POST /api/v2/alerts, each Alertmanager
 //
 // Alertmanager keeps no alerts over its restart and expects them to be sent again and again, so every open one is sent
-// each interval, and at once when something changes. What has ended is sent with its end for some intervals more. Every
-// instance of the processor sends everything: the labels say which invoice it is, and Alertmanager takes equal ones for
-// one alert. So there is no leader, and nothing to keep but what the table has.
+// each interval, and at once when something changes. What has ended is sent with its end for a day more: an Alertmanager
+// that was away in the meantime has no alert left, but may have told somebody that there is one, and remembers that it
+// did. Every instance of the processor sends everything: the labels say which invoice it is, and Alertmanager takes equal
+// ones for one alert. So there is no leader, and nothing to keep but what the table has.
 //
 // What it promises: an open invoice's alert is active in every Alertmanager that is reached, from a second after the
 // table has it, and ended a second after its settlement; a restart of either side, with or without its data, changes
@@ -55,9 +56,12 @@ const (
 	defaultInterval = time.Minute
 	// lease is for how many intervals an open alert holds without being sent again.
 	lease = 10
-	// farewell is for how many intervals an end is sent. It is longer than the lease: an Alertmanager that could not be
-	// reached for all of it has no alert left to end.
-	farewell = 15
+	// farewell is for how long after a settlement its end is sent, by whichever process, and for how long by one that told
+	// it was open after it heard of the settlement. Alertmanager remembers for longer whom it notified (data.retention,
+	// 120h), and is told for as long as it may have been away. With a long interval it is minFarewell of them, which is
+	// longer than the lease: whom no end has reached by then has seen the alert end by itself.
+	farewell    = 24 * time.Hour
+	minFarewell = 15
 	// gather is how long what changes is collected before it is sent.
 	gather = 500 * time.Millisecond
 	// proofWait bounds one try to prove the copy current: a proof that took longer would be of what was true then.
@@ -85,7 +89,7 @@ func New(cfg Config, billing Billing, log *slog.Logger, reg prometheus.Registere
 	if a.interval == 0 {
 		a.interval = defaultInterval
 	}
-	a.board = newBoard(farewell * a.interval)
+	a.board = newBoard(max(farewell, minFarewell*a.interval))
 	m := newMetrics(reg, a.board.countOpen)
 	for _, text := range cfg.URLs {
 		manager, err := newManager(text, log, m)

@@ -21,6 +21,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/betterdata/webhooks/internal/testenv"
+	webhooksv1 "github.com/betterdata/webhooks/schemas/webhooks/v1"
 )
 
 const (
@@ -210,6 +211,29 @@ func TestAnEndIsNeverBeforeItsStart(t *testing.T) {
 	f := ended("in_1", -2*time.Hour)
 	a := alertOf(&told{organization: org, invoice: f, ended: time.UnixMilli(f.EndedUnixMs)}, start)
 	require.Equal(t, a.StartsAt, a.EndsAt)
+}
+
+// Whoever was away may still have told somebody that an alert is open.
+func TestHowLongAnEndIsTold(t *testing.T) {
+	for name, c := range map[string]struct {
+		interval, ago time.Duration
+		told          bool
+	}{
+		"of a moment ago":              {time.Minute, time.Second, true},
+		"of yesterday":                 {time.Minute, 23 * time.Hour, true},
+		"of the day before":            {time.Minute, 25 * time.Hour, false},
+		"for fifteen long intervals":   {3 * time.Hour, 44 * time.Hour, true},
+		"and no longer":                {3 * time.Hour, 46 * time.Hour, false},
+		"for a day of short intervals": {time.Second, 23 * time.Hour, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a, err := New(Config{URLs: []string{"http://a"}, Interval: c.interval}, &table{}, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+			require.NoError(t, err)
+			f := &webhooksv1.FailedInvoice{InvoiceId: "in_1", FirstFailedUnixMs: 1, EndedUnixMs: ms(-c.ago)}
+			require.Equal(t, c.told, a.board.apply([]byte(org), record(t, f), start))
+			require.Equal(t, c.told, len(a.board.take(start, true)) == 1)
+		})
+	}
 }
 
 func TestNewRefuses(t *testing.T) {
