@@ -92,9 +92,9 @@ func (x *PartitionPlan) GetCreatedUnixMs() int64 {
 	return 0
 }
 
-// CommitMetadata rides, base64 (URL alphabet, unpadded), in the metadata string of a committed offset of an
-// asynchronous task group; Kafka bounds the string at 4,096 bytes. The committed offset is the watermark: everything
-// below it is done.
+// CommitMetadata rides, base64 (URL alphabet, unpadded), in the metadata string of every offset that a task group commits;
+// Kafka bounds the string at 4,096 bytes. The committed offset is the watermark: everything below it is done. Where records
+// are done when they have been processed, only the transaction is set.
 type CommitMetadata struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Done has one bit for each unit of work at or beyond the watermark, in log order, least significant bit first; a
