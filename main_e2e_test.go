@@ -33,6 +33,7 @@ func TestServicesApart(t *testing.T) {
 	})
 	t.Run("an event of an unknown customer takes effect once the customer is connected", func(t *testing.T) { testUnrouted(t, s, sign) })
 	t.Run("a failing receiver is tried again, then given up", func(t *testing.T) { testExhausted(t, s, sign) })
+	t.Run("after a rotation both secrets sign", func(t *testing.T) { testRotated(t, s, sign) })
 	t.Run("what is refused is counted by reason", func(t *testing.T) { testRefused(t, s, sign) })
 	t.Run("a hostile body gets its answer or a dead letter", func(t *testing.T) { testHostile(t, s, sign) })
 	s.end(t)
@@ -233,6 +234,20 @@ func testExhausted(t *testing.T, s *apart, sign func([]byte, string) string) {
 	require.Equal(t, "dead", s.get(t, "/v1/orgs/"+org+"/deliveries/"+delivery)["status"])
 	require.Len(t, receiver.Received(), 4)
 	requireRecord(t, s, schemas.DeliveriesDead, func(r *kgo.Record) bool { return strings.Contains(string(r.Key)+string(r.Value), delivery) })
+}
+
+func testRotated(t *testing.T, s *apart, sign func([]byte, string) string) {
+	org := fmt.Sprintf("rotated-%x", time.Now().UnixNano())
+	receiver := testenv.NewReceiver(t)
+	endpoint, first := s.endpoint(t, org, receiver.URL, "*")
+	status, rotated := s.call(t, http.MethodPost, "/v1/orgs/"+org+"/endpoints/"+endpoint+"/rotate-secret", map[string]any{"overlapMs": 60_000})
+	require.Equal(t, http.StatusOK, status, "%v", rotated)
+	body := stripeEvent(t, "stripe-ruby-mock/customer.subscription.created.json", "customer.subscription.created", org, "cus_"+org, "sub_"+org, time.Now()).body(t)
+	status, _ = s.stripe(t, body, sign(body, stripeSecret))
+	require.Equal(t, http.StatusOK, status)
+	got := receiver.Wait(t, soon, 1)[0]
+	got.Verify(t, first)
+	got.Verify(t, rotated["secret"].(string))
 }
 
 func testRefused(t *testing.T, s *apart, sign func([]byte, string) string) {

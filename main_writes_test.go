@@ -258,6 +258,26 @@ func TestAnEndpointIsDisabledAndEnabled(t *testing.T) {
 	require.Equal(t, 404, edge.send(http.MethodPost, path+"/enable", "").status)
 }
 
+func TestASecretIsRotatedOnce(t *testing.T) {
+	w := startWrites(t)
+	edge, another := w.edge(0), w.edge(0)
+	created := edge.send(http.MethodPost, endpointsOf, someEndpoint)
+	require.Equal(t, 201, created.status, "%v", created.body)
+	path, key := created.header.Get("Location"), []string{"Idempotency-Key", "order-17"}
+
+	rotated := edge.send(http.MethodPost, path+"/rotate-secret", `{"overlapMs":60000}`, key...)
+	require.Equal(t, 200, rotated.status, "%v", rotated.body)
+	require.NotEmpty(t, rotated.body["secret"])
+	require.NotEqual(t, created.body["secret"], rotated.body["secret"])
+	requireReplay(t, rotated, another.send(http.MethodPost, path+"/rotate-secret", `{"overlapMs":60000}`, key...))
+
+	shown := another.send(http.MethodGet, path, "")
+	require.Equal(t, float64(2), shown.body["version"])
+	require.Nil(t, shown.body["secret"], "it is given out once")
+	require.Equal(t, 412, edge.send(http.MethodPost, path+"/rotate-secret", "", "If-Match", created.header.Get("ETag")).status)
+	require.Equal(t, 200, edge.send(http.MethodPost, path+"/rotate-secret", "", "If-Match", rotated.header.Get("ETag")).status)
+}
+
 const replayed = "Idempotent-Replayed"
 
 // requireReplay checks that an answer repeats the first, its secret aside.

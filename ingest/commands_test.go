@@ -20,6 +20,7 @@ import (
 	"github.com/betterdata/webhooks/internal/id"
 	"github.com/betterdata/webhooks/internal/kafka"
 	"github.com/betterdata/webhooks/internal/seal"
+	"github.com/betterdata/webhooks/internal/signing"
 	"github.com/betterdata/webhooks/internal/testenv"
 	"github.com/betterdata/webhooks/schemas"
 	webhooksv1 "github.com/betterdata/webhooks/schemas/webhooks/v1"
@@ -86,6 +87,10 @@ func obliging(cmd *webhooksv1.Command) *webhooksv1.CommandOutcome {
 	case *webhooksv1.Command_UpdateEndpoint:
 		return &webhooksv1.CommandOutcome{Result: &webhooksv1.CommandOutcome_Endpoint{Endpoint: &webhooksv1.Endpoint{
 			Id: a.UpdateEndpoint.EndpointId, OrganizationId: cmd.OrganizationId, Version: 2,
+		}}}
+	case *webhooksv1.Command_RotateSecret:
+		return &webhooksv1.CommandOutcome{Result: &webhooksv1.CommandOutcome_Endpoint{Endpoint: &webhooksv1.Endpoint{
+			Id: a.RotateSecret.EndpointId, OrganizationId: cmd.OrganizationId, Version: 3,
 		}}}
 	case *webhooksv1.Command_CreateConnection:
 		return &webhooksv1.CommandOutcome{Result: &webhooksv1.CommandOutcome_Connection{Connection: a.CreateConnection.Connection}}
@@ -206,6 +211,40 @@ func TestEnableAndDisableEndpoint(t *testing.T) {
 		require.Equal(t, 401, e.manage(http.MethodPost, path+action, "", "Authorization", "").status)
 	}
 	require.Equal(t, 4, o.seen())
+}
+
+func TestRotateSecret(t *testing.T) {
+	var keyring *seal.Keyring
+	e := startReady(t, testenv.FakeKafka(t), func(_ *ingest.Config, d *ingest.Deps) { keyring = d.Keyring })
+	o := startOwner(t, e.kafka, obliging)
+	endpoint := id.New(id.Endpoint)
+	path := endpointsPath + "/" + endpoint + "/rotate-secret"
+	for body, overlapMS := range map[string]uint64{"": 86_400_000, `{"overlapMs":0}`: 0, `{"overlapMs":3600000}`: 3_600_000} {
+		a := e.manage(http.MethodPost, path, body, "If-Match", `"2"`)
+		require.Equal(t, 200, a.status, "%s", a.body)
+		require.Equal(t, `"3"`, a.header.Get("ETag"))
+		secret := object(t, a)["secret"].(string)
+		_, err := signing.ParseSecret(secret)
+		require.NoError(t, err)
+
+		cmd, r := o.last()
+		rotate := cmd.GetRotateSecret()
+		require.Equal(t, endpoint, rotate.EndpointId)
+		require.Equal(t, overlapMS, rotate.OverlapMs)
+		require.Equal(t, []uint64{2}, cmd.Precondition.GetVersions())
+		require.NotContains(t, string(r.Value), secret, "in clear text on no topic")
+		plain, err := keyring.Open(rotate.Secret.SealedSecret, seal.EndpointSecret(endpoint))
+		require.NoError(t, err)
+		require.Equal(t, secret, string(plain))
+		_, err = keyring.Open(rotate.Secret.SealedPrivateKey, seal.EndpointPrivateKey(endpoint))
+		require.NoError(t, err)
+		require.NotEmpty(t, rotate.PublicKey)
+	}
+	seen := o.seen()
+	require.Equal(t, 422, e.manage(http.MethodPost, path, `{"overlapMs":-1}`).status)
+	require.Equal(t, 415, e.manage(http.MethodPost, path, `{}`, "Content-Type", "text/plain").status)
+	require.Equal(t, 401, e.manage(http.MethodPost, path, "", "Authorization", "").status)
+	require.Equal(t, seen, o.seen())
 }
 
 func TestIfMatchGoesToTheOwner(t *testing.T) {

@@ -34,7 +34,7 @@ func roomOf(path string) room {
 		return deliverer
 	case resource == "endpoints" && len(parts) == 4 && parts[3] == "replay":
 		return deliverer
-	case resource == "endpoints" && len(parts) == 4 && (parts[3] == "enable" || parts[3] == "disable"):
+	case resource == "endpoints" && len(parts) == 4 && (parts[3] == "enable" || parts[3] == "disable" || parts[3] == "rotate-secret"):
 		return own
 	case (resource == "endpoints" || resource == "connections") && len(parts) <= 3:
 		return own

@@ -92,6 +92,7 @@ func (c *Commands) routes() {
 		endpoint    = endpoints + "/{id}"
 		enable      = endpoint + "/enable"
 		disable     = endpoint + "/disable"
+		rotate      = endpoint + "/rotate-secret"
 		connections = "/v1/orgs/{org}/connections"
 		connection  = connections + "/{id}"
 	)
@@ -100,6 +101,7 @@ func (c *Commands) routes() {
 	c.router.Handle(http.MethodDelete, endpoint, scopeEndpoints, c.deleteEndpoint)
 	c.router.Handle(http.MethodPost, enable, scopeEndpoints, c.setEnabled(`{"enabled":true}`))
 	c.router.Handle(http.MethodPost, disable, scopeEndpoints, c.setEnabled(`{"enabled":false}`))
+	c.router.Handle(http.MethodPost, rotate, scopeEndpoints, c.rotateSecret)
 	c.router.Handle(http.MethodPost, connections, scopeConnections, c.createConnection)
 	c.router.Handle(http.MethodDelete, connection, scopeConnections, c.deleteConnection)
 	for _, path := range []string{endpoints, endpoint, connections, connection} {

@@ -134,6 +134,9 @@ func TestHowWritesAreAnswered(t *testing.T) {
 	changed := func(cmd *webhooksv1.Command) (*outcome, error) {
 		return &outcome{Result: &webhooksv1.CommandOutcome_Endpoint{Endpoint: &webhooksv1.Endpoint{Id: cmd.GetUpdateEndpoint().EndpointId}}}, nil
 	}
+	rotated := func(cmd *webhooksv1.Command) (*outcome, error) {
+		return &outcome{Result: &webhooksv1.CommandOutcome_Endpoint{Endpoint: &webhooksv1.Endpoint{Id: cmd.GetRotateSecret().EndpointId}}}, nil
+	}
 	refused := func(*webhooksv1.Command) (*outcome, error) {
 		return &outcome{Result: &webhooksv1.CommandOutcome_Refusal{Refusal: &webhooksv1.Refusal{Status: 409, Code: "account_taken"}}}, nil
 	}
@@ -159,6 +162,9 @@ func TestHowWritesAreAnswered(t *testing.T) {
 		"disabling refused":            {http.MethodPost, one + "/disable", "", refused, 409, schemas.Inbound, "org_1"},
 		"disabling without an outcome": {http.MethodPost, one + "/disable", "", silent, 202, schemas.Inbound, "org_1"},
 		"disabling, another outcome":   {http.MethodPost, one + "/disable", "", deleted, 500, schemas.Inbound, "org_1"},
+		"rotated":                      {http.MethodPost, one + "/rotate-secret", "", rotated, 200, schemas.Inbound, "org_1"},
+		"rotation without an outcome":  {http.MethodPost, one + "/rotate-secret", `{"overlapMs":1}`, silent, 202, schemas.Inbound, "org_1"},
+		"rotation, another outcome":    {http.MethodPost, one + "/rotate-secret", "", deleted, 500, schemas.Inbound, "org_1"},
 		"an action on no id":           {http.MethodPost, endpoints + "/ep_1/enable", "", changed, 404, "", ""},
 		"an action on a connection":    {http.MethodPost, connections + "/" + id.Derive(id.Connection, "1") + "/enable", "", changed, 404, "", ""},
 		"an unknown action":            {http.MethodPost, one + "/explode", "", changed, 404, "", ""},

@@ -127,6 +127,71 @@ func (c *Commands) setEnabled(patch string) httpapi.Handler {
 	}
 }
 
+// rotateSecret gives an endpoint a new secret, and the answer has it. Like the other actions it takes If-Match.
+func (c *Commands) rotateSecret(ctx *fasthttp.RequestCtx, p httpapi.Principal) error {
+	endpointID, problem := pathID(ctx, id.Endpoint)
+	if problem != nil {
+		return problem
+	}
+	overlap, err := rotation(ctx)
+	if err != nil {
+		return err
+	}
+	cmd, problem := command(ctx, p)
+	if problem != nil {
+		return problem
+	}
+	if cmd.Precondition, problem = ifMatch(ctx); problem != nil {
+		return problem
+	}
+	rotate := &webhooksv1.RotateSecret{EndpointId: endpointID, Secret: &webhooksv1.SigningSecret{}, OverlapMs: uint64(overlap.Milliseconds())}
+	secret := signing.NewSecret()
+	if rotate.Secret.SealedSecret, err = c.seal(secret, seal.EndpointSecret(endpointID)); err != nil {
+		return err
+	}
+	// Whether the endpoint signs with v1a is known to its owner only, who takes this then.
+	if rotate.Secret.SealedPrivateKey, rotate.PublicKey, err = c.keyPair(endpointID); err != nil {
+		return err
+	}
+	cmd.Action = &webhooksv1.Command_RotateSecret{RotateSecret: rotate}
+	outcome, err := c.carryOut(ctx, ofOrganization(cmd.OrganizationId), cmd)
+	location := "/v1/orgs/" + cmd.OrganizationId + "/endpoints/" + endpointID
+	switch {
+	case errors.Is(err, errPending) && cmd.IdempotencyKey != nil:
+		repeatable(ctx)
+		return nil
+	case errors.Is(err, errPending):
+		// The secret is given out here or never.
+		accepted(ctx, location, struct {
+			ID     string `json:"id"`
+			Secret string `json:"secret"`
+		}{endpointID, secret})
+		return nil
+	case err != nil:
+		return err
+	case outcome.GetEndpoint() == nil:
+		return unexpected(cmd, outcome)
+	}
+	if outcome.Replayed {
+		secret = "" // this one is nobody's
+	}
+	httpapi.SetETag(ctx, outcome.GetEndpoint().Version)
+	httpapi.WriteJSON(ctx, http.StatusOK, resource.EndpointViewWithSecret(outcome.GetEndpoint(), secret))
+	return nil
+}
+
+// rotation reads the request's body, which may be absent.
+func rotation(ctx *fasthttp.RequestCtx) (time.Duration, error) {
+	if len(ctx.Request.Body()) == 0 {
+		return resource.ParseRotation(nil)
+	}
+	body, err := httpapi.JSONBody(ctx)
+	if err != nil {
+		return 0, err
+	}
+	return resource.ParseRotation(body)
+}
+
 // update carries out a change to an endpoint and answers the endpoint.
 func (c *Commands) update(ctx *fasthttp.RequestCtx, cmd *webhooksv1.Command, update *webhooksv1.UpdateEndpoint) error {
 	cmd.Action = &webhooksv1.Command_UpdateEndpoint{UpdateEndpoint: update}

@@ -1,5 +1,5 @@
-// Package commands applies management commands to an organization's endpoints: create, update, delete, disable. It is
-// pure: a function of the state, the command and the time that changes the state and says what follows from it.
+// Package commands applies management commands to an organization's endpoints: create, update, delete, disable, rotate the
+// secret. It is pure: a function of the state, the command and the time that changes the state and says what follows from it.
 //
 // The state is the table `endpoints` of the organization's partition: one record an endpoint under <org>/<id>, and
 // under the bare <org> the EndpointSet, whose version grows by one with every change and which is written after it.
@@ -87,7 +87,7 @@ type Event struct {
 func Applies(cmd *webhooksv1.Command) bool {
 	switch cmd.Action.(type) {
 	case *webhooksv1.Command_CreateEndpoint, *webhooksv1.Command_UpdateEndpoint,
-		*webhooksv1.Command_DeleteEndpoint, *webhooksv1.Command_DisableEndpoint:
+		*webhooksv1.Command_DeleteEndpoint, *webhooksv1.Command_DisableEndpoint, *webhooksv1.Command_RotateSecret:
 		return true
 	}
 	return false
@@ -110,6 +110,8 @@ func (a *Applier) Apply(state State, cmd *webhooksv1.Command, now time.Time) (Re
 		problem, err = remove(org, cmd.Precondition, action.DeleteEndpoint)
 	case *webhooksv1.Command_DisableEndpoint:
 		endpoint, result.Event, problem, err = disable(org, cmd.Id, action.DisableEndpoint)
+	case *webhooksv1.Command_RotateSecret:
+		endpoint, problem, err = rotate(org, cmd.Precondition, action.RotateSecret)
 	default:
 		problem = httpapi.NewProblem(http.StatusBadRequest, "unknown_command", "This version does not know the command.")
 	}

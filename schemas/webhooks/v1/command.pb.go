@@ -42,6 +42,7 @@ type Command struct {
 	//	*Command_UpdateEndpoint
 	//	*Command_DeleteEndpoint
 	//	*Command_DisableEndpoint
+	//	*Command_RotateSecret
 	//	*Command_CreateConnection
 	//	*Command_DeleteConnection
 	//	*Command_ReleaseAccount
@@ -167,6 +168,15 @@ func (x *Command) GetDisableEndpoint() *DisableEndpoint {
 	return nil
 }
 
+func (x *Command) GetRotateSecret() *RotateSecret {
+	if x != nil {
+		if x, ok := x.Action.(*Command_RotateSecret); ok {
+			return x.RotateSecret
+		}
+	}
+	return nil
+}
+
 func (x *Command) GetCreateConnection() *CreateConnection {
 	if x != nil {
 		if x, ok := x.Action.(*Command_CreateConnection); ok {
@@ -232,6 +242,10 @@ type Command_DisableEndpoint struct {
 	DisableEndpoint *DisableEndpoint `protobuf:"bytes,13,opt,name=disable_endpoint,json=disableEndpoint,proto3,oneof"`
 }
 
+type Command_RotateSecret struct {
+	RotateSecret *RotateSecret `protobuf:"bytes,14,opt,name=rotate_secret,json=rotateSecret,proto3,oneof"`
+}
+
 type Command_CreateConnection struct {
 	CreateConnection *CreateConnection `protobuf:"bytes,20,opt,name=create_connection,json=createConnection,proto3,oneof"`
 }
@@ -259,6 +273,8 @@ func (*Command_UpdateEndpoint) isCommand_Action() {}
 func (*Command_DeleteEndpoint) isCommand_Action() {}
 
 func (*Command_DisableEndpoint) isCommand_Action() {}
+
+func (*Command_RotateSecret) isCommand_Action() {}
 
 func (*Command_CreateConnection) isCommand_Action() {}
 
@@ -684,6 +700,76 @@ func (x *DisableEndpoint) GetReason() string {
 	return ""
 }
 
+// RotateSecret gives an endpoint a new secret. Those before go on signing beside it for a while.
+type RotateSecret struct {
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	EndpointId string                 `protobuf:"bytes,1,opt,name=endpoint_id,json=endpointId,proto3" json:"endpoint_id,omitempty"`
+	// The new one, sealed by the edge, with an ed25519 key, which is taken if the endpoint has one.
+	Secret        *SigningSecret `protobuf:"bytes,2,opt,name=secret,proto3" json:"secret,omitempty"`
+	PublicKey     string         `protobuf:"bytes,3,opt,name=public_key,json=publicKey,proto3" json:"public_key,omitempty"`
+	OverlapMs     uint64         `protobuf:"varint,4,opt,name=overlap_ms,json=overlapMs,proto3" json:"overlap_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotateSecret) Reset() {
+	*x = RotateSecret{}
+	mi := &file_webhooks_v1_command_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotateSecret) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotateSecret) ProtoMessage() {}
+
+func (x *RotateSecret) ProtoReflect() protoreflect.Message {
+	mi := &file_webhooks_v1_command_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotateSecret.ProtoReflect.Descriptor instead.
+func (*RotateSecret) Descriptor() ([]byte, []int) {
+	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *RotateSecret) GetEndpointId() string {
+	if x != nil {
+		return x.EndpointId
+	}
+	return ""
+}
+
+func (x *RotateSecret) GetSecret() *SigningSecret {
+	if x != nil {
+		return x.Secret
+	}
+	return nil
+}
+
+func (x *RotateSecret) GetPublicKey() string {
+	if x != nil {
+		return x.PublicKey
+	}
+	return ""
+}
+
+func (x *RotateSecret) GetOverlapMs() uint64 {
+	if x != nil {
+		return x.OverlapMs
+	}
+	return 0
+}
+
 type CreateConnection struct {
 	state      protoimpl.MessageState `protogen:"open.v1"`
 	Connection *Connection            `protobuf:"bytes,1,opt,name=connection,proto3" json:"connection,omitempty"`
@@ -695,7 +781,7 @@ type CreateConnection struct {
 
 func (x *CreateConnection) Reset() {
 	*x = CreateConnection{}
-	mi := &file_webhooks_v1_command_proto_msgTypes[8]
+	mi := &file_webhooks_v1_command_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -707,7 +793,7 @@ func (x *CreateConnection) String() string {
 func (*CreateConnection) ProtoMessage() {}
 
 func (x *CreateConnection) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_command_proto_msgTypes[8]
+	mi := &file_webhooks_v1_command_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -720,7 +806,7 @@ func (x *CreateConnection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateConnection.ProtoReflect.Descriptor instead.
 func (*CreateConnection) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{8}
+	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *CreateConnection) GetConnection() *Connection {
@@ -748,7 +834,7 @@ type DeleteConnection struct {
 
 func (x *DeleteConnection) Reset() {
 	*x = DeleteConnection{}
-	mi := &file_webhooks_v1_command_proto_msgTypes[9]
+	mi := &file_webhooks_v1_command_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -760,7 +846,7 @@ func (x *DeleteConnection) String() string {
 func (*DeleteConnection) ProtoMessage() {}
 
 func (x *DeleteConnection) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_command_proto_msgTypes[9]
+	mi := &file_webhooks_v1_command_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -773,7 +859,7 @@ func (x *DeleteConnection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteConnection.ProtoReflect.Descriptor instead.
 func (*DeleteConnection) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{9}
+	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *DeleteConnection) GetConnectionId() string {
@@ -815,7 +901,7 @@ type ReleaseAccount struct {
 
 func (x *ReleaseAccount) Reset() {
 	*x = ReleaseAccount{}
-	mi := &file_webhooks_v1_command_proto_msgTypes[10]
+	mi := &file_webhooks_v1_command_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -827,7 +913,7 @@ func (x *ReleaseAccount) String() string {
 func (*ReleaseAccount) ProtoMessage() {}
 
 func (x *ReleaseAccount) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_command_proto_msgTypes[10]
+	mi := &file_webhooks_v1_command_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -840,7 +926,7 @@ func (x *ReleaseAccount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseAccount.ProtoReflect.Descriptor instead.
 func (*ReleaseAccount) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{10}
+	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ReleaseAccount) GetSource() string {
@@ -897,7 +983,7 @@ type AdoptAccount struct {
 
 func (x *AdoptAccount) Reset() {
 	*x = AdoptAccount{}
-	mi := &file_webhooks_v1_command_proto_msgTypes[11]
+	mi := &file_webhooks_v1_command_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -909,7 +995,7 @@ func (x *AdoptAccount) String() string {
 func (*AdoptAccount) ProtoMessage() {}
 
 func (x *AdoptAccount) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_command_proto_msgTypes[11]
+	mi := &file_webhooks_v1_command_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -922,7 +1008,7 @@ func (x *AdoptAccount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdoptAccount.ProtoReflect.Descriptor instead.
 func (*AdoptAccount) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{11}
+	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *AdoptAccount) GetSource() string {
@@ -994,7 +1080,7 @@ type ConcludeCommand struct {
 
 func (x *ConcludeCommand) Reset() {
 	*x = ConcludeCommand{}
-	mi := &file_webhooks_v1_command_proto_msgTypes[12]
+	mi := &file_webhooks_v1_command_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1006,7 +1092,7 @@ func (x *ConcludeCommand) String() string {
 func (*ConcludeCommand) ProtoMessage() {}
 
 func (x *ConcludeCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_command_proto_msgTypes[12]
+	mi := &file_webhooks_v1_command_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1019,7 +1105,7 @@ func (x *ConcludeCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConcludeCommand.ProtoReflect.Descriptor instead.
 func (*ConcludeCommand) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{12}
+	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ConcludeCommand) GetKeyHash() []byte {
@@ -1051,7 +1137,7 @@ type RememberedCommand struct {
 
 func (x *RememberedCommand) Reset() {
 	*x = RememberedCommand{}
-	mi := &file_webhooks_v1_command_proto_msgTypes[13]
+	mi := &file_webhooks_v1_command_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1063,7 +1149,7 @@ func (x *RememberedCommand) String() string {
 func (*RememberedCommand) ProtoMessage() {}
 
 func (x *RememberedCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_command_proto_msgTypes[13]
+	mi := &file_webhooks_v1_command_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1076,7 +1162,7 @@ func (x *RememberedCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RememberedCommand.ProtoReflect.Descriptor instead.
 func (*RememberedCommand) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{13}
+	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *RememberedCommand) GetCommandId() string {
@@ -1127,7 +1213,7 @@ type CommandOutcome struct {
 
 func (x *CommandOutcome) Reset() {
 	*x = CommandOutcome{}
-	mi := &file_webhooks_v1_command_proto_msgTypes[14]
+	mi := &file_webhooks_v1_command_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1139,7 +1225,7 @@ func (x *CommandOutcome) String() string {
 func (*CommandOutcome) ProtoMessage() {}
 
 func (x *CommandOutcome) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_command_proto_msgTypes[14]
+	mi := &file_webhooks_v1_command_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1152,7 +1238,7 @@ func (x *CommandOutcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommandOutcome.ProtoReflect.Descriptor instead.
 func (*CommandOutcome) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{14}
+	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *CommandOutcome) GetCommandId() string {
@@ -1248,7 +1334,7 @@ type Deleted struct {
 
 func (x *Deleted) Reset() {
 	*x = Deleted{}
-	mi := &file_webhooks_v1_command_proto_msgTypes[15]
+	mi := &file_webhooks_v1_command_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1260,7 +1346,7 @@ func (x *Deleted) String() string {
 func (*Deleted) ProtoMessage() {}
 
 func (x *Deleted) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_command_proto_msgTypes[15]
+	mi := &file_webhooks_v1_command_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1273,7 +1359,7 @@ func (x *Deleted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Deleted.ProtoReflect.Descriptor instead.
 func (*Deleted) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{15}
+	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{16}
 }
 
 // Refusal is a problem of RFC 9457, ready to be answered.
@@ -1289,7 +1375,7 @@ type Refusal struct {
 
 func (x *Refusal) Reset() {
 	*x = Refusal{}
-	mi := &file_webhooks_v1_command_proto_msgTypes[16]
+	mi := &file_webhooks_v1_command_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1301,7 +1387,7 @@ func (x *Refusal) String() string {
 func (*Refusal) ProtoMessage() {}
 
 func (x *Refusal) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_command_proto_msgTypes[16]
+	mi := &file_webhooks_v1_command_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1314,7 +1400,7 @@ func (x *Refusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refusal.ProtoReflect.Descriptor instead.
 func (*Refusal) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{16}
+	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Refusal) GetStatus() uint32 {
@@ -1356,7 +1442,7 @@ type FieldError struct {
 
 func (x *FieldError) Reset() {
 	*x = FieldError{}
-	mi := &file_webhooks_v1_command_proto_msgTypes[17]
+	mi := &file_webhooks_v1_command_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1368,7 +1454,7 @@ func (x *FieldError) String() string {
 func (*FieldError) ProtoMessage() {}
 
 func (x *FieldError) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_command_proto_msgTypes[17]
+	mi := &file_webhooks_v1_command_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1381,7 +1467,7 @@ func (x *FieldError) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FieldError.ProtoReflect.Descriptor instead.
 func (*FieldError) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{17}
+	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *FieldError) GetPointer() string {
@@ -1402,7 +1488,7 @@ var File_webhooks_v1_command_proto protoreflect.FileDescriptor
 
 const file_webhooks_v1_command_proto_rawDesc = "" +
 	"\n" +
-	"\x19webhooks/v1/command.proto\x12\vwebhooks.v1\x1a\x19webhooks/v1/billing.proto\x1a\x1cwebhooks/v1/connection.proto\x1a\x1awebhooks/v1/endpoint.proto\"\xa2\a\n" +
+	"\x19webhooks/v1/command.proto\x12\vwebhooks.v1\x1a\x19webhooks/v1/billing.proto\x1a\x1cwebhooks/v1/connection.proto\x1a\x1awebhooks/v1/endpoint.proto\"\xe4\a\n" +
 	"\aCommand\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12'\n" +
 	"\x0forganization_id\x18\x02 \x01(\tR\x0eorganizationId\x12\x15\n" +
@@ -1414,7 +1500,8 @@ const file_webhooks_v1_command_proto_rawDesc = "" +
 	" \x01(\v2\x1b.webhooks.v1.CreateEndpointH\x00R\x0ecreateEndpoint\x12F\n" +
 	"\x0fupdate_endpoint\x18\v \x01(\v2\x1b.webhooks.v1.UpdateEndpointH\x00R\x0eupdateEndpoint\x12F\n" +
 	"\x0fdelete_endpoint\x18\f \x01(\v2\x1b.webhooks.v1.DeleteEndpointH\x00R\x0edeleteEndpoint\x12I\n" +
-	"\x10disable_endpoint\x18\r \x01(\v2\x1c.webhooks.v1.DisableEndpointH\x00R\x0fdisableEndpoint\x12L\n" +
+	"\x10disable_endpoint\x18\r \x01(\v2\x1c.webhooks.v1.DisableEndpointH\x00R\x0fdisableEndpoint\x12@\n" +
+	"\rrotate_secret\x18\x0e \x01(\v2\x19.webhooks.v1.RotateSecretH\x00R\frotateSecret\x12L\n" +
 	"\x11create_connection\x18\x14 \x01(\v2\x1d.webhooks.v1.CreateConnectionH\x00R\x10createConnection\x12L\n" +
 	"\x11delete_connection\x18\x15 \x01(\v2\x1d.webhooks.v1.DeleteConnectionH\x00R\x10deleteConnection\x12F\n" +
 	"\x0frelease_account\x18\x1e \x01(\v2\x1b.webhooks.v1.ReleaseAccountH\x00R\x0ereleaseAccount\x12@\n" +
@@ -1455,7 +1542,15 @@ const file_webhooks_v1_command_proto_rawDesc = "" +
 	"\vendpoint_id\x18\x01 \x01(\tR\n" +
 	"endpointId\x12%\n" +
 	"\x0ejudged_version\x18\x02 \x01(\x04R\rjudgedVersion\x12\x16\n" +
-	"\x06reason\x18\x03 \x01(\tR\x06reason\"_\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\"\xa1\x01\n" +
+	"\fRotateSecret\x12\x1f\n" +
+	"\vendpoint_id\x18\x01 \x01(\tR\n" +
+	"endpointId\x122\n" +
+	"\x06secret\x18\x02 \x01(\v2\x1a.webhooks.v1.SigningSecretR\x06secret\x12\x1d\n" +
+	"\n" +
+	"public_key\x18\x03 \x01(\tR\tpublicKey\x12\x1d\n" +
+	"\n" +
+	"overlap_ms\x18\x04 \x01(\x04R\toverlapMs\"_\n" +
 	"\x10CreateConnection\x127\n" +
 	"\n" +
 	"connection\x18\x01 \x01(\v2\x17.webhooks.v1.ConnectionR\n" +
@@ -1523,7 +1618,7 @@ func file_webhooks_v1_command_proto_rawDescGZIP() []byte {
 	return file_webhooks_v1_command_proto_rawDescData
 }
 
-var file_webhooks_v1_command_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
+var file_webhooks_v1_command_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
 var file_webhooks_v1_command_proto_goTypes = []any{
 	(*Command)(nil),           // 0: webhooks.v1.Command
 	(*Precondition)(nil),      // 1: webhooks.v1.Precondition
@@ -1533,21 +1628,22 @@ var file_webhooks_v1_command_proto_goTypes = []any{
 	(*SealedHeaders)(nil),     // 5: webhooks.v1.SealedHeaders
 	(*DeleteEndpoint)(nil),    // 6: webhooks.v1.DeleteEndpoint
 	(*DisableEndpoint)(nil),   // 7: webhooks.v1.DisableEndpoint
-	(*CreateConnection)(nil),  // 8: webhooks.v1.CreateConnection
-	(*DeleteConnection)(nil),  // 9: webhooks.v1.DeleteConnection
-	(*ReleaseAccount)(nil),    // 10: webhooks.v1.ReleaseAccount
-	(*AdoptAccount)(nil),      // 11: webhooks.v1.AdoptAccount
-	(*ConcludeCommand)(nil),   // 12: webhooks.v1.ConcludeCommand
-	(*RememberedCommand)(nil), // 13: webhooks.v1.RememberedCommand
-	(*CommandOutcome)(nil),    // 14: webhooks.v1.CommandOutcome
-	(*Deleted)(nil),           // 15: webhooks.v1.Deleted
-	(*Refusal)(nil),           // 16: webhooks.v1.Refusal
-	(*FieldError)(nil),        // 17: webhooks.v1.FieldError
-	(*Endpoint)(nil),          // 18: webhooks.v1.Endpoint
-	(*SigningSecret)(nil),     // 19: webhooks.v1.SigningSecret
-	(*Connection)(nil),        // 20: webhooks.v1.Connection
-	(*Subscription)(nil),      // 21: webhooks.v1.Subscription
-	(*FailedInvoice)(nil),     // 22: webhooks.v1.FailedInvoice
+	(*RotateSecret)(nil),      // 8: webhooks.v1.RotateSecret
+	(*CreateConnection)(nil),  // 9: webhooks.v1.CreateConnection
+	(*DeleteConnection)(nil),  // 10: webhooks.v1.DeleteConnection
+	(*ReleaseAccount)(nil),    // 11: webhooks.v1.ReleaseAccount
+	(*AdoptAccount)(nil),      // 12: webhooks.v1.AdoptAccount
+	(*ConcludeCommand)(nil),   // 13: webhooks.v1.ConcludeCommand
+	(*RememberedCommand)(nil), // 14: webhooks.v1.RememberedCommand
+	(*CommandOutcome)(nil),    // 15: webhooks.v1.CommandOutcome
+	(*Deleted)(nil),           // 16: webhooks.v1.Deleted
+	(*Refusal)(nil),           // 17: webhooks.v1.Refusal
+	(*FieldError)(nil),        // 18: webhooks.v1.FieldError
+	(*Endpoint)(nil),          // 19: webhooks.v1.Endpoint
+	(*SigningSecret)(nil),     // 20: webhooks.v1.SigningSecret
+	(*Connection)(nil),        // 21: webhooks.v1.Connection
+	(*Subscription)(nil),      // 22: webhooks.v1.Subscription
+	(*FailedInvoice)(nil),     // 23: webhooks.v1.FailedInvoice
 }
 var file_webhooks_v1_command_proto_depIdxs = []int32{
 	1,  // 0: webhooks.v1.Command.precondition:type_name -> webhooks.v1.Precondition
@@ -1556,30 +1652,32 @@ var file_webhooks_v1_command_proto_depIdxs = []int32{
 	4,  // 3: webhooks.v1.Command.update_endpoint:type_name -> webhooks.v1.UpdateEndpoint
 	6,  // 4: webhooks.v1.Command.delete_endpoint:type_name -> webhooks.v1.DeleteEndpoint
 	7,  // 5: webhooks.v1.Command.disable_endpoint:type_name -> webhooks.v1.DisableEndpoint
-	8,  // 6: webhooks.v1.Command.create_connection:type_name -> webhooks.v1.CreateConnection
-	9,  // 7: webhooks.v1.Command.delete_connection:type_name -> webhooks.v1.DeleteConnection
-	10, // 8: webhooks.v1.Command.release_account:type_name -> webhooks.v1.ReleaseAccount
-	11, // 9: webhooks.v1.Command.adopt_account:type_name -> webhooks.v1.AdoptAccount
-	12, // 10: webhooks.v1.Command.conclude_command:type_name -> webhooks.v1.ConcludeCommand
-	18, // 11: webhooks.v1.CreateEndpoint.endpoint:type_name -> webhooks.v1.Endpoint
-	5,  // 12: webhooks.v1.UpdateEndpoint.headers:type_name -> webhooks.v1.SealedHeaders
-	19, // 13: webhooks.v1.UpdateEndpoint.secret:type_name -> webhooks.v1.SigningSecret
-	19, // 14: webhooks.v1.UpdateEndpoint.private_key:type_name -> webhooks.v1.SigningSecret
-	20, // 15: webhooks.v1.CreateConnection.connection:type_name -> webhooks.v1.Connection
-	21, // 16: webhooks.v1.AdoptAccount.subscriptions:type_name -> webhooks.v1.Subscription
-	22, // 17: webhooks.v1.AdoptAccount.failed_invoices:type_name -> webhooks.v1.FailedInvoice
-	14, // 18: webhooks.v1.ConcludeCommand.outcome:type_name -> webhooks.v1.CommandOutcome
-	14, // 19: webhooks.v1.RememberedCommand.outcome:type_name -> webhooks.v1.CommandOutcome
-	18, // 20: webhooks.v1.CommandOutcome.endpoint:type_name -> webhooks.v1.Endpoint
-	20, // 21: webhooks.v1.CommandOutcome.connection:type_name -> webhooks.v1.Connection
-	15, // 22: webhooks.v1.CommandOutcome.deleted:type_name -> webhooks.v1.Deleted
-	16, // 23: webhooks.v1.CommandOutcome.refusal:type_name -> webhooks.v1.Refusal
-	17, // 24: webhooks.v1.Refusal.errors:type_name -> webhooks.v1.FieldError
-	25, // [25:25] is the sub-list for method output_type
-	25, // [25:25] is the sub-list for method input_type
-	25, // [25:25] is the sub-list for extension type_name
-	25, // [25:25] is the sub-list for extension extendee
-	0,  // [0:25] is the sub-list for field type_name
+	8,  // 6: webhooks.v1.Command.rotate_secret:type_name -> webhooks.v1.RotateSecret
+	9,  // 7: webhooks.v1.Command.create_connection:type_name -> webhooks.v1.CreateConnection
+	10, // 8: webhooks.v1.Command.delete_connection:type_name -> webhooks.v1.DeleteConnection
+	11, // 9: webhooks.v1.Command.release_account:type_name -> webhooks.v1.ReleaseAccount
+	12, // 10: webhooks.v1.Command.adopt_account:type_name -> webhooks.v1.AdoptAccount
+	13, // 11: webhooks.v1.Command.conclude_command:type_name -> webhooks.v1.ConcludeCommand
+	19, // 12: webhooks.v1.CreateEndpoint.endpoint:type_name -> webhooks.v1.Endpoint
+	5,  // 13: webhooks.v1.UpdateEndpoint.headers:type_name -> webhooks.v1.SealedHeaders
+	20, // 14: webhooks.v1.UpdateEndpoint.secret:type_name -> webhooks.v1.SigningSecret
+	20, // 15: webhooks.v1.UpdateEndpoint.private_key:type_name -> webhooks.v1.SigningSecret
+	20, // 16: webhooks.v1.RotateSecret.secret:type_name -> webhooks.v1.SigningSecret
+	21, // 17: webhooks.v1.CreateConnection.connection:type_name -> webhooks.v1.Connection
+	22, // 18: webhooks.v1.AdoptAccount.subscriptions:type_name -> webhooks.v1.Subscription
+	23, // 19: webhooks.v1.AdoptAccount.failed_invoices:type_name -> webhooks.v1.FailedInvoice
+	15, // 20: webhooks.v1.ConcludeCommand.outcome:type_name -> webhooks.v1.CommandOutcome
+	15, // 21: webhooks.v1.RememberedCommand.outcome:type_name -> webhooks.v1.CommandOutcome
+	19, // 22: webhooks.v1.CommandOutcome.endpoint:type_name -> webhooks.v1.Endpoint
+	21, // 23: webhooks.v1.CommandOutcome.connection:type_name -> webhooks.v1.Connection
+	16, // 24: webhooks.v1.CommandOutcome.deleted:type_name -> webhooks.v1.Deleted
+	17, // 25: webhooks.v1.CommandOutcome.refusal:type_name -> webhooks.v1.Refusal
+	18, // 26: webhooks.v1.Refusal.errors:type_name -> webhooks.v1.FieldError
+	27, // [27:27] is the sub-list for method output_type
+	27, // [27:27] is the sub-list for method input_type
+	27, // [27:27] is the sub-list for extension type_name
+	27, // [27:27] is the sub-list for extension extendee
+	0,  // [0:27] is the sub-list for field type_name
 }
 
 func init() { file_webhooks_v1_command_proto_init() }
@@ -1595,6 +1693,7 @@ func file_webhooks_v1_command_proto_init() {
 		(*Command_UpdateEndpoint)(nil),
 		(*Command_DeleteEndpoint)(nil),
 		(*Command_DisableEndpoint)(nil),
+		(*Command_RotateSecret)(nil),
 		(*Command_CreateConnection)(nil),
 		(*Command_DeleteConnection)(nil),
 		(*Command_ReleaseAccount)(nil),
@@ -1602,7 +1701,7 @@ func file_webhooks_v1_command_proto_init() {
 		(*Command_ConcludeCommand)(nil),
 	}
 	file_webhooks_v1_command_proto_msgTypes[4].OneofWrappers = []any{}
-	file_webhooks_v1_command_proto_msgTypes[14].OneofWrappers = []any{
+	file_webhooks_v1_command_proto_msgTypes[15].OneofWrappers = []any{
 		(*CommandOutcome_Endpoint)(nil),
 		(*CommandOutcome_Connection)(nil),
 		(*CommandOutcome_Deleted)(nil),
@@ -1614,7 +1713,7 @@ func file_webhooks_v1_command_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_webhooks_v1_command_proto_rawDesc), len(file_webhooks_v1_command_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   18,
+			NumMessages:   19,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
