@@ -95,3 +95,22 @@ func TestNotReadyBetweenAnAssignmentAndItsOffsets(t *testing.T) {
 	s.report()
 	require.NoError(t, s.status(), "nothing is assigned: there is nothing to wait for")
 }
+
+func TestReadyAsSoonAsStateIsThere(t *testing.T) {
+	t.Parallel()
+	cfg, dir := testenv.FakeKafka(t), t.TempDir()
+	late := idlePoll
+	for range 5 { // the quickest of them: a busy machine is late by itself
+		var taken atomic.Pointer[time.Time]
+		spec := counterSpec()
+		spec.NewTask = func(*Partition) (Task, error) {
+			now := time.Now()
+			taken.Store(&now)
+			return &counter{}, nil
+		}
+		g := begin(t, spec, config(cfg, dir)).ready()
+		late = min(late, time.Since(*taken.Load()))
+		g.stop()
+	}
+	require.Less(t, late, idlePoll/2, "it waited for records that did not come")
+}

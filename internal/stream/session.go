@@ -211,6 +211,7 @@ func (s *session) turn(ctx context.Context) error {
 	if err := s.readMail(); err != nil {
 		return err
 	}
+	s.report() // before the poll: what has just got its state is ready now, not when the wait for records ends
 	b := batch{limit: s.g.cfg.BatchRecords}
 	if err := s.collect(ctx, &b); err != nil {
 		return err
@@ -219,11 +220,7 @@ func (s *session) turn(ctx context.Context) error {
 	if err := s.advance(); err != nil {
 		return err
 	}
-	if err := s.commit(); err != nil {
-		return err
-	}
-	s.report()
-	return nil
+	return s.commit()
 }
 
 // all partitions with a running task.
