@@ -1,8 +1,9 @@
-// Command restore measures how long a group of tasks takes from its start until it is at work, by the size of its state:
-// cold, with an empty state folder, when all of the changelog is read; and warm, started again after a SIGKILL, when all of
-// it is on disk. Beside it, in the same run, a plain consumer reads the same changelog and keeps nothing.
+// Command restore measures how long a group of tasks takes until it is at work, by the size of its state: cold, with an
+// empty state folder, when all of the changelog is read; and warm, started again after a SIGKILL, when all of it is on disk.
+// Both from the assignment of its partitions on, and from the start of the process, which joins the group first. Beside it,
+// in the same run, a plain consumer reads the same changelog and keeps nothing.
 //
-//	go run ./bench/restore [-runs 3] [-keys 1000000] [-key 36] [-value 64] [-partitions 8]
+//	go run ./bench/restore [-runs 3] [-keys 1000000] [-key 36] [-value 64] [-partitions 8] [-sessions 2]
 //
 // 36 and 64 bytes are a small state record of 100 B. -value 2000 is a state of payloads; -key 18 -value 3 -keys 100000000
 // is the dedupe of a hundred million events. The state is on a topic of a real Apache Kafka before anything is measured.
@@ -25,8 +26,8 @@ import (
 
 // options are the flags; children get those of their parent.
 type options struct {
-	role, brokers, group, state                  string
-	runs, keys, keyBytes, valueBytes, partitions int
+	role, brokers, group, state                            string
+	runs, keys, keyBytes, valueBytes, partitions, sessions int
 }
 
 func main() {
@@ -40,6 +41,7 @@ func main() {
 	flag.IntVar(&o.keyBytes, "key", 36, "bytes of a key, 8 or more")
 	flag.IntVar(&o.valueBytes, "value", 64, "bytes of a value")
 	flag.IntVar(&o.partitions, "partitions", 8, "KAFKA_PARTITIONS")
+	flag.IntVar(&o.sessions, "sessions", min(runtime.GOMAXPROCS(0), 4), "sessions of the group; the default is the processor's own")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
@@ -77,21 +79,25 @@ func compare(ctx context.Context, o options) error {
 		if err != nil {
 			return err
 		}
-		fmt.Printf("run %d  cold %6.2f s  warm %6.2f s  plain consumer %6.2f s; CPU cold %5.1f s, plain %5.1f s; memory cold %d MB, warm %d MB\n",
-			run+1, f.cold.seconds, f.warm.seconds, f.consumer.seconds, f.cold.cpu, f.consumer.cpu, f.cold.memory>>20, f.warm.memory>>20)
-		cold, warm, reference = append(cold, f.cold.seconds), append(warm, f.warm.seconds), append(reference, f.consumer.seconds)
+		fmt.Printf("run %d  cold %6.2f s of %6.2f s  warm %6.2f s of %6.2f s  plain consumer %6.2f s; CPU cold %5.1f s, plain %5.1f s; memory cold %d MB, warm %d MB\n",
+			run+1, f.cold.restoring, f.cold.all, f.warm.restoring, f.warm.all, f.consumer.all, f.cold.cpu, f.consumer.cpu, f.cold.memory>>20, f.warm.memory>>20)
+		cold, warm, reference = append(cold, f.cold.restoring), append(warm, f.warm.restoring), append(reference, f.consumer.all)
 	}
 	c, megabytes := measure.Median(cold), float64(o.keys*(o.keyBytes+o.valueBytes))/1e6
-	fmt.Printf("\nmedians: cold %.2f s (%.0f keys/s, %.0f MB/s), %.2f times the plain consumer's; warm %.2f s\n",
+	fmt.Printf("\nmedians, from assignment: cold %.2f s (%.0f keys/s, %.0f MB/s), %.2f times the plain consumer's; warm %.2f s\n",
 		c, float64(o.keys)/c, megabytes/c, c/measure.Median(reference), measure.Median(warm))
 	return nil
 }
 
-// start is what one start took.
+// start is what one start took, in seconds: from the assignment of partitions, and in all.
 type start struct {
-	seconds, cpu float64
-	memory       int64
+	restoring, all float64
+	cpu            float64
+	memory         int64
 }
+
+// String is a child's answer.
+func (s start) String() string { return fmt.Sprint(s.restoring, " ", s.all) }
 
 type figures struct{ cold, warm, consumer start }
 
@@ -116,12 +122,12 @@ func race(o options) (f figures, err error) {
 // begin starts a child and kills it once it is at work.
 func begin(o options, role string) (s start, err error) {
 	child, err := measure.Self("-role", role, "-brokers", o.brokers, "-group", o.group, "-state", o.state, "-partitions", fmt.Sprint(o.partitions),
-		"-keys", fmt.Sprint(o.keys))
+		"-keys", fmt.Sprint(o.keys), "-sessions", fmt.Sprint(o.sessions))
 	if err != nil {
 		return s, err
 	}
 	defer child.Kill()
-	if err := child.Ask("wait", &s.seconds); err != nil {
+	if err := child.Ask("wait", &s.restoring, &s.all); err != nil {
 		return s, err
 	}
 	cpu, errCPU := child.CPU()
@@ -130,14 +136,14 @@ func begin(o options, role string) (s start, err error) {
 	return s, errors.Join(errCPU, errMemory)
 }
 
-// await polls until check is nil and says how long that took.
-func await(ctx context.Context, began time.Time, check func() error) (float64, error) {
+// await polls until check is nil.
+func await(ctx context.Context, check func() error) error {
 	for check() != nil {
 		select {
 		case <-ctx.Done():
-			return 0, ctx.Err()
+			return ctx.Err()
 		case <-time.After(2 * time.Millisecond):
 		}
 	}
-	return time.Since(began).Seconds(), nil
+	return nil
 }

@@ -79,7 +79,7 @@ func (idle) Full() bool                            { return false }
 func (idle) Close()                                {}
 func (idle) Drain(context.Context)                 {}
 
-// runGroup answers, once, how many seconds passed until the group was at work.
+// runGroup answers, once, how long it took until the group was at work.
 func runGroup(ctx context.Context, o options) error {
 	began := time.Now()
 	spec := stream.Spec{
@@ -87,25 +87,48 @@ func runGroup(ctx context.Context, o options) error {
 		NewTask: func(*stream.Partition) (stream.Task, error) { return idle{}, nil },
 	}
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelError}))
-	g, err := stream.New(spec, stream.Config{Kafka: o.cluster(), StateDir: o.state}, log, prometheus.NewRegistry())
+	registry := prometheus.NewRegistry()
+	g, err := stream.New(spec, stream.Config{Kafka: o.cluster(), StateDir: o.state, Sessions: o.sessions}, log, registry)
 	if err != nil {
 		return err
 	}
 	failed := make(chan error, 1)
 	go func() { failed <- g.Run(ctx) }()
 	return measure.Obey("started", func(string) (any, error) {
-		return await(ctx, began, func() error {
+		var assigned time.Time
+		err := await(ctx, func() error {
 			select {
 			case err := <-failed:
 				panic(err)
 			default:
-				return g.Check(ctx)
 			}
+			if assigned.IsZero() && holds(registry) {
+				assigned = time.Now()
+			}
+			return g.Check(ctx)
 		})
+		return start{restoring: time.Since(assigned).Seconds(), all: time.Since(began).Seconds()}, err
 	})
 }
 
-// runConsumer answers, once, how many seconds a plain consumer took to read it all.
+// holds reports that partitions are at work or on their way to it.
+func holds(registry *prometheus.Registry) bool {
+	families, err := registry.Gather()
+	if err != nil {
+		return false
+	}
+	for _, f := range families {
+		switch f.GetName() {
+		case "webhooks_stream_partitions", "webhooks_stream_partitions_restoring":
+			if f.Metric[0].GetGauge().GetValue() > 0 {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// runConsumer answers, once, how long a plain consumer took to read it all.
 func runConsumer(ctx context.Context, o options) error {
 	began, cluster := time.Now(), o.cluster()
 	from := map[int32]kgo.Offset{}
@@ -126,11 +149,12 @@ func runConsumer(ctx context.Context, o options) error {
 		}
 	}()
 	return measure.Obey("started", func(string) (any, error) {
-		return await(ctx, began, func() error {
+		err := await(ctx, func() error {
 			if n := read.Load(); n < int64(o.keys) {
 				return fmt.Errorf("%d records read", n)
 			}
 			return nil
 		})
+		return start{all: time.Since(began).Seconds()}, err
 	})
 }
