@@ -4,7 +4,7 @@
 // A Memory is one partition's, over a store of the partition's task: one small record an event, kept until the day after
 // which it may be forgotten. Records lie in segments of sixteen days of expiry, and a segment is dropped whole once its
 // last day is over; nothing is ever searched for what has expired. The store's topic drops its records by age too, so
-// nobody deletes them there one by one.
+// nobody deletes them there one by one. Within a segment an account's events lie together, to be handed over with it.
 //
 // Most events are new, and looking for what is not there in a store of a hundred million keys is what would cost. So
 // each segment has a filter in memory, two to three bytes a key, that says "surely new" in one look. It holds what this owner has
@@ -24,19 +24,44 @@ import (
 	"github.com/betterdata/webhooks/schemas"
 )
 
-// Key is a hash of what makes an event the same.
-type Key [16]byte
+// Key says which event it is: what all events of its account have in common, and a hash of the event's id.
+type Key [accountBytes + eventBytes]byte
 
-// KeyOf is the key of an event of an organization. eventID is ours, itself a hash of the source and its id there. The
-// organization is part of it because an organization's events are all that its owner sees: without it, an id that reached
-// two organizations would count once or twice depending on their partitions.
-func KeyOf(organization, eventID string) Key {
-	var room [160]byte
-	input := append(room[:0], organization...)
-	input = append(input, 0)
-	input = append(input, eventID...)
-	sum := sha256.Sum256(input)
-	return Key(sum[:len(Key{})])
+const (
+	accountBytes = 6
+	eventBytes   = 10
+)
+
+// Account is what the keys of an account's events begin with, so that they can be found: a hash, which another account may
+// share.
+type Account [accountBytes]byte
+
+// AccountOf is that of a source's account. It is FNV-1a, folded: it is asked for with every event.
+func AccountOf(source, account string) Account {
+	h := uint64(14695981039346656037)
+	add := func(text string) {
+		for i := range len(text) {
+			h = (h ^ uint64(text[i])) * 1099511628211
+		}
+	}
+	add(source)
+	add("/")
+	add(account)
+	var room [8]byte
+	binary.BigEndian.PutUint64(room[:], h^h<<48)
+	return Account(room[:accountBytes])
+}
+
+// KeyOf is the key of an event of a source's account, "" where it has none. eventID is ours, itself a hash of the source
+// and of what makes an event the same there. The organization is not part of it: an account may be moved to another one, and
+// its events remain the same.
+func KeyOf(source, account, eventID string) Key {
+	var room [64]byte
+	sum := sha256.Sum256(append(room[:0], eventID...))
+	k, of := Key{}, AccountOf(source, account)
+	copy(k[:], of[:])
+	copy(k[accountBytes:], sum[:])
+	return k
 }
 
 // Known is what is remembered of an event.
@@ -211,7 +236,10 @@ func (m *Memory) surelyNew(at uint16, k Key) bool {
 // Remember keeps an event until the given time, by whole days, rounded up. A dead one may be done later, never the other
 // way round.
 func (m *Memory) Remember(tx *stream.Tx, k Key, known Known, until time.Time) {
-	last := DayOf(until)
+	m.remember(tx, k, known, DayOf(until))
+}
+
+func (m *Memory) remember(tx *stream.Tx, k Key, known Known, last Day) {
 	at := segmentOf(last)
 	m.segment(at).added.add(k)
 	tx.Put(m.cfg.Store, encodeKey(at, k), encodeValue(last, known))
@@ -229,7 +257,10 @@ func (m *Memory) Forget(tx *stream.Tx) {
 }
 
 // A record's key is the segment, 2 bytes, and the event's key; its value the last day, 2 bytes, and what is known.
-const keyBytes = 2 + len(Key{})
+const (
+	keyBytes   = 2 + len(Key{})
+	valueBytes = 3
+)
 
 func encodeKey(at uint16, k Key) []byte {
 	return append(binary.BigEndian.AppendUint16(make([]byte, 0, keyBytes), at), k[:]...)
@@ -243,11 +274,11 @@ func decodeKey(b []byte) (at uint16, k Key, ok bool) {
 }
 
 func encodeValue(last Day, known Known) []byte {
-	return append(binary.BigEndian.AppendUint16(make([]byte, 0, 3), uint16(last)), byte(known))
+	return append(binary.BigEndian.AppendUint16(make([]byte, 0, valueBytes), uint16(last)), byte(known))
 }
 
 func decodeValue(b []byte) (last Day, known Known) {
-	if len(b) != 3 {
+	if len(b) != valueBytes {
 		return 0, New
 	}
 	return Day(binary.BigEndian.Uint16(b)), Known(b[2])

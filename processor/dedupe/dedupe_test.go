@@ -25,7 +25,7 @@ type rememberer struct {
 }
 
 func (r *rememberer) Process(tx *stream.Tx, in *kgo.Record) error {
-	key := dedupe.KeyOf("org_1", string(in.Key))
+	key := dedupe.KeyOf("stripe", "cus_1", string(in.Key))
 	known, err := r.memory.Recall(tx, key)
 	r.knew = append(r.knew, known)
 	if err == nil && known != dedupe.Done {

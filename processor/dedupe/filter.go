@@ -68,9 +68,10 @@ func (l *layer) has(place uint64, word uint32) bool {
 	return true
 }
 
-// split takes a key, which is a hash, for two: of the block and of the bits in it.
+// split takes the event's part of a key, which is a hash, for two: of the block and of the bits in it. The account's part
+// would put all events of an account into one block.
 func split(k Key) (place uint64, word uint32) {
-	return binary.LittleEndian.Uint64(k[:8]), binary.LittleEndian.Uint32(k[8:12])
+	return binary.LittleEndian.Uint64(k[accountBytes+2:]), binary.LittleEndian.Uint32(k[accountBytes:])
 }
 
 func bit(word uint32, i int) uint32 { return 1 << (word * salts[i] >> 27) }

@@ -10,7 +10,7 @@ import (
 func TestFilterForgetsNothingAndIsSeldomWrong(t *testing.T) {
 	var f filter
 	const n = 200_000
-	key := func(i int) Key { return KeyOf("org_1", fmt.Sprint(i)) }
+	key := func(i int) Key { return KeyOf("stripe", "cus_1", fmt.Sprint(i)) }
 	wrong := 0
 	for i := range n {
 		if f.has(key(i)) {
@@ -34,12 +34,12 @@ func BenchmarkFilter(b *testing.B) {
 	var f filter
 	keys := make([]Key, 1<<20)
 	for i := range keys {
-		keys[i] = KeyOf("org_1", fmt.Sprint(i))
+		keys[i] = KeyOf("stripe", "cus_1", fmt.Sprint(i))
 		f.add(keys[i])
 	}
 	other := make([]Key, 1<<16)
 	for i := range other {
-		other[i] = KeyOf("org_2", fmt.Sprint(i))
+		other[i] = KeyOf("stripe", "cus_2", fmt.Sprint("other ", i))
 	}
 	for i := 0; b.Loop(); i++ {
 		f.has(other[i%len(other)])

@@ -27,6 +27,8 @@ func (t *task) command(tx *stream.Tx, e *event) (result, error) {
 		return t.release(tx, e, cmd, action.ReleaseAccount)
 	case *webhooksv1.Command_AdoptAccount:
 		return t.adopt(tx, e, cmd, action.AdoptAccount)
+	case *webhooksv1.Command_RememberEvents:
+		return t.remember(tx, e, cmd, action.RememberEvents)
 	case *webhooksv1.Command_ConcludeCommand:
 		return t.conclude(tx, e, cmd, action.ConcludeCommand)
 	}

@@ -8,8 +8,8 @@
 // (package idempotency), and handed on where an account's owner carries it out. Timers of the domain are due times in the state itself, found by an
 // index and applied when the runtime calls. An account that is moved to another organization is handed over to it.
 //
-// What it promises: one effect per organization, source and event id within the dedupe time; nothing but a repeat is
-// dropped without a row; a record that cannot be used goes to `inbound.dead` with its reason, stops nobody, and takes
+// What it promises: one effect per source and event id within the dedupe time, whoever the account is moved to meanwhile;
+// nothing but a repeat is dropped without a row; a record that cannot be used goes to `inbound.dead` with its reason, stops nobody, and takes
 // effect when it comes again after a fix. What it must not do: decide anything about billing or endpoints itself.
 package inbound
 

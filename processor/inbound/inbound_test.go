@@ -209,12 +209,28 @@ func TestADuplicateHasNoEffectAndNoRow(t *testing.T) {
 	require.Equal(t, uint64(2), snapshots(t, out)[0].Version)
 }
 
-func TestTheSameEventOfAnotherOrganizationIsAnother(t *testing.T) {
-	r := newRig(t)
-	r.Process(r.subscription("evt_a", billing.SubscriptionCreated, "active", "scm_pro"))
-	other := r.subscription("evt_a", billing.SubscriptionCreated, "active", "scm_pro")
-	other.Headers = append(other.Headers, headers(schemas.HeaderOrganization, "org_2")...)
-	require.Len(t, r.Process(other).Topic(schemas.Events), 1)
+func TestAnEventIsOneOfItsAccountWhoeverHasThat(t *testing.T) {
+	for name, test := range map[string]struct {
+		header, value string
+		want          int
+	}{
+		"another organization":            {schemas.HeaderOrganization, "org_2", 0},
+		"another account":                 {schemas.HeaderAccount, "cus_2", 1},
+		"no account":                      {schemas.HeaderAccount, "", 1},
+		"another account of no such form": {schemas.HeaderAccount, "cus_1/", 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t)
+			r.Process(r.subscription("evt_a", billing.SubscriptionCreated, "active", "scm_pro"))
+			other := func() *kgo.Record {
+				e := r.subscription("evt_a", billing.SubscriptionCreated, "active", "scm_pro")
+				e.Headers = append(e.Headers, headers(test.header, test.value)...)
+				return e
+			}
+			require.Len(t, auditRows(t, r.Process(other())), test.want)
+			require.Empty(t, r.Process(other()), "and then it was seen")
+		})
+	}
 }
 
 func TestAnAbortedTransactionIsDoneOnce(t *testing.T) {

@@ -2,6 +2,7 @@ package inbound
 
 import (
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 
@@ -12,23 +13,30 @@ import (
 	"github.com/betterdata/webhooks/internal/id"
 	"github.com/betterdata/webhooks/internal/stream"
 	"github.com/betterdata/webhooks/processor/billing"
+	"github.com/betterdata/webhooks/processor/dedupe"
 	"github.com/betterdata/webhooks/schemas"
 	webhooksv1 "github.com/betterdata/webhooks/schemas/webhooks/v1"
 )
 
 // When the owner of an account moves its connection from one organization to another, it tells the first to release
 // the account. The first takes what it knows of the account out of its state, leaves a mark, and hands it to the second
-// by an adopt command; all that in one transaction each, so nothing is lost or there twice. The mark sends on what still
-// comes to the first, from an edge that has not seen the new route: it arrives after the adopt command, since both go
-// from one partition to one partition in order.
+// by an adopt command, and ahead of it by remember commands which of the account's events took effect; all that in one
+// transaction each, so nothing is lost or there twice. The mark sends on what still comes to the first, from an edge that
+// has not seen that the route is gone: it arrives after the adopt command, since both go from one partition to one
+// partition in order. The owner of the account is told when it was adopted, and holds the account's events until then: one
+// that is sent again must not come to the second before it is known there.
 //
-// An adopt command that comes to an organization which has had to release the account again since is sent on likewise;
-// a later one takes the mark away. A mark has no say over events accepted long after the move: they come because the
-// account is connected here again.
+// What comes to an organization which has had to release the account again since is sent on likewise; a later adopt command
+// takes the mark away. A mark has no say over events accepted long after the move: they come because the account is
+// connected here again.
 
 // moveWindow is how long after a move an edge may still follow the old route. Its copy of the routes is seconds behind
 // at most.
 const moveWindow = time.Minute
+
+// maxRemembered bounds a remember command, in bytes of events: what one transaction of its receiver writes, some 20,000 small
+// records.
+const maxRemembered = 256 << 10
 
 // movedPrefix begins the keys of marks in the store `billing`. An organization's own key has no slash.
 const movedPrefix = "moved/"
@@ -80,6 +88,15 @@ func (m *moves) to(tx *stream.Tx, e *event) (string, error) {
 	return mark.OrganizationId, nil
 }
 
+// onward is the organization that what is handed over by a move goes on to, "" for none: the account was moved away
+// again by a later one.
+func (m *moves) onward(key string, order int64) string {
+	if mark := m.marks[key]; mark != nil && mark.Order > order {
+		return mark.OrganizationId
+	}
+	return ""
+}
+
 func (m *moves) set(tx *stream.Tx, key string, mark *webhooksv1.MovedAccount) error {
 	value, err := proto.Marshal(mark)
 	if err != nil {
@@ -106,7 +123,9 @@ func (t *task) release(tx *stream.Tx, e *event, cmd *webhooksv1.Command, r *webh
 		return 0, err
 	}
 	key := movedKey(cmd.OrganizationId, r.Source, r.Account)
-	adopt := &webhooksv1.AdoptAccount{Source: r.Source, Account: r.Account, MovedUnixMs: r.MovedUnixMs, Order: r.Order}
+	adopt := &webhooksv1.AdoptAccount{
+		Source: r.Source, Account: r.Account, MovedUnixMs: r.MovedUnixMs, Order: r.Order, FromOrganizationId: cmd.OrganizationId,
+	}
 	if r.Source == schemas.SourceStripe {
 		state, err := stateOf(tx, cmd.OrganizationId)
 		if err != nil {
@@ -125,6 +144,9 @@ func (t *task) release(tx *stream.Tx, e *event, cmd *webhooksv1.Command, r *webh
 	if err := t.moved.set(tx, key, mark); err != nil {
 		return 0, err
 	}
+	if err := t.handEvents(tx, cmd, r); err != nil {
+		return 0, err
+	}
 	t.hand(tx, &webhooksv1.Command{
 		Id:             id.Derive(id.Command, "adopt", cmd.Id),
 		OrganizationId: r.ToOrganizationId,
@@ -134,16 +156,59 @@ func (t *task) release(tx *stream.Tx, e *event, cmd *webhooksv1.Command, r *webh
 	return processed, nil
 }
 
+// handEvents tells the organization that an account is handed over to what is known of its events.
+func (t *task) handEvents(tx *stream.Tx, cmd *webhooksv1.Command, r *webhooksv1.ReleaseAccount) error {
+	n := 0
+	return t.memory.HandOver(tx, dedupe.AccountOf(r.Source, r.Account), maxRemembered, func(events []byte) {
+		t.hand(tx, &webhooksv1.Command{
+			Id:             id.Derive(id.Command, "remember", cmd.Id, strconv.Itoa(n)),
+			OrganizationId: r.ToOrganizationId,
+			IssuedUnixMs:   tx.Now().UnixMilli(),
+			Action: &webhooksv1.Command_RememberEvents{RememberEvents: &webhooksv1.RememberEvents{
+				Source: r.Source, Account: r.Account, Order: r.Order, Events: events,
+			}},
+		})
+		n++
+	})
+}
+
+// remember takes over what another organization knows of an account's events, also where the account has gone on: what follows
+// may come when it is here again, and this still on its way round.
+func (t *task) remember(tx *stream.Tx, e *event, cmd *webhooksv1.Command, r *webhooksv1.RememberEvents) (result, error) {
+	if err := t.moved.load(tx); err != nil {
+		return 0, err
+	}
+	ok, err := t.memory.TakeOver(tx, dedupe.AccountOf(r.Source, r.Account), r.Events)
+	if err != nil {
+		return 0, err
+	}
+	if !ok {
+		return t.bury(tx, e, reasonCommand), nil
+	}
+	if to := t.moved.onward(movedKey(cmd.OrganizationId, r.Source, r.Account), r.Order); to != "" {
+		cmd.OrganizationId = to
+		t.hand(tx, cmd)
+		return forwarded, nil
+	}
+	return processed, nil
+}
+
 // adopt takes an account over.
 func (t *task) adopt(tx *stream.Tx, e *event, cmd *webhooksv1.Command, a *webhooksv1.AdoptAccount) (result, error) {
 	if err := t.moved.load(tx); err != nil {
 		return 0, err
 	}
 	key := movedKey(cmd.OrganizationId, a.Source, a.Account)
-	if mark := t.moved.marks[key]; mark != nil && mark.Order > a.Order {
-		cmd.OrganizationId = mark.OrganizationId
+	if to := t.moved.onward(key, a.Order); to != "" {
+		cmd.OrganizationId = to
 		t.hand(tx, cmd)
 		return forwarded, nil
+	}
+	t.moved.clear(tx, key)
+	if a.FromOrganizationId != "" {
+		if err := t.adopted(tx, cmd, a); err != nil {
+			return 0, err
+		}
 	}
 	state, err := stateOf(tx, cmd.OrganizationId)
 	if err != nil {
@@ -160,9 +225,27 @@ func (t *task) adopt(tx *stream.Tx, e *event, cmd *webhooksv1.Command, a *webhoo
 	if !effects.fit() {
 		return t.bury(tx, e, reasonTooLarge), nil
 	}
-	t.moved.clear(tx, key)
 	t.write(tx, effects)
 	return processed, nil
+}
+
+// adopted tells the account's owner that an account has been handed over.
+func (t *task) adopted(tx *stream.Tx, cmd *webhooksv1.Command, a *webhooksv1.AdoptAccount) error {
+	r, err := cloudevent.Command(&webhooksv1.Command{
+		Id:             id.Derive(id.Command, "adopted", cmd.Id),
+		OrganizationId: cmd.OrganizationId,
+		IssuedUnixMs:   tx.Now().UnixMilli(),
+		Action: &webhooksv1.Command_AccountAdopted{AccountAdopted: &webhooksv1.AccountAdopted{
+			Source: a.Source, Account: a.Account, Order: a.Order,
+		}},
+	})
+	if err != nil {
+		return err
+	}
+	account := schemas.AccountKey(a.Source, a.Account)
+	r.Key = []byte(account)
+	tx.Emit(schemas.InboundUnrouted, account, r)
+	return nil
 }
 
 func moveOf(tx *stream.Tx, cmd *webhooksv1.Command, account string) billing.Move {

@@ -87,7 +87,7 @@ func (t *task) event(tx *stream.Tx, e *event) (result, error) {
 	} else if to != "" {
 		return t.forward(tx, e, to), nil
 	}
-	key := dedupe.KeyOf(e.organization, e.eventID)
+	key := dedupe.KeyOf(e.source, e.account, e.eventID)
 	known, err := t.memory.Recall(tx, key)
 	if err != nil {
 		return 0, err

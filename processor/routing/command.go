@@ -36,6 +36,8 @@ func (u unit) command(in *kgo.Record, e *event) error {
 		account = schemas.AccountKey(action.DeleteConnection.Source, action.DeleteConnection.Account)
 		problem, err = u.disconnect(account, &cmd, action.DeleteConnection)
 		outcome.Result = &webhooksv1.CommandOutcome_Deleted{Deleted: &webhooksv1.Deleted{}}
+	case *webhooksv1.Command_AccountAdopted:
+		return u.adopted(action.AccountAdopted)
 	default:
 		problem = httpapi.NewProblem(http.StatusBadRequest, "unknown_command", "This version does not know the command.")
 	}
@@ -108,21 +110,24 @@ func (u unit) connect(account string, cmd *webhooksv1.Command, create *webhooksv
 	if err := u.put(schemas.Connections, account, made); err != nil {
 		return nil, nil, err
 	}
-	if err := u.tell(cmd, made, current); err != nil {
+	if err := u.tell(cmd, made, current.GetOrganizationId()); err != nil {
 		return nil, nil, err
 	}
 	return made, nil, u.goOn(account)
 }
 
-// tell lets the organizations know of a new connection: the one that held the account has to hand it over, and one
-// that nobody hands anything must no longer send on what comes to it.
-func (u unit) tell(cmd *webhooksv1.Command, made, before *webhooksv1.Connection) error {
+// tell lets the organizations know of a new connection: the one that held the account, "" for none, has to hand it over,
+// and one that nobody hands anything must no longer send on what comes to it.
+func (u unit) tell(cmd *webhooksv1.Command, made *webhooksv1.Connection, holder string) error {
 	org := made.OrganizationId
-	if before != nil {
-		org = before.OrganizationId
+	if holder != "" {
+		org = holder
+		if err := u.await(schemas.AccountKey(made.Source, made.Account)); err != nil {
+			return err
+		}
 	}
 	told := &webhooksv1.Command{Id: id.Derive(id.Command, "tell", cmd.Id), OrganizationId: org, KeyId: cmd.KeyId, IssuedUnixMs: u.tx.Now().UnixMilli()}
-	if before != nil {
+	if holder != "" {
 		told.Action = &webhooksv1.Command_ReleaseAccount{ReleaseAccount: &webhooksv1.ReleaseAccount{
 			Source: made.Source, Account: made.Account, ToOrganizationId: made.OrganizationId,
 			MovedUnixMs: made.CreatedUnixMs, Order: u.order,
@@ -151,9 +156,6 @@ func (u unit) disconnect(account string, cmd *webhooksv1.Command, remove *webhoo
 	}
 	u.tx.Delete(schemas.Connections, []byte(account))
 	u.tx.Delete(schemas.Routes, []byte(account))
-	if u.handingOn[account] {
-		delete(u.handingOn, account)
-		u.tx.Delete(schemas.UnroutedHeld, []byte(handingOnPrefix+account))
-	}
+	u.rest(account)
 	return nil, nil
 }

@@ -41,7 +41,7 @@ func (u unit) hold(in *kgo.Record, account string) error {
 }
 
 // goOn hands on what is held of a connected account, in order, as far as the transaction's budget goes. With the last
-// one the account goes live; else a marker says that there is more.
+// one the account goes live; else a marker says that there is more. While the account is handed over, all of it waits.
 func (u unit) goOn(account string) error {
 	connection, err := u.connection(account)
 	if err != nil {
@@ -50,6 +50,12 @@ func (u unit) goOn(account string) error {
 	if connection == nil {
 		// Disconnected meanwhile, or connected by a transaction that was aborted.
 		delete(u.handingOn, account)
+		return nil
+	}
+	if holders, err := u.holders(account); err != nil {
+		return err
+	} else if len(holders.HandingOver) > 0 {
+		u.rest(account)
 		return nil
 	}
 	more, err := u.handOn(account, connection)
@@ -71,12 +77,17 @@ func (u unit) postpone(account string) {
 	}
 }
 
-// goLive lets edges write directly.
-func (u unit) goLive(account string, connection *webhooksv1.Connection) error {
+// rest ends the handing on, for good or until something else starts it again.
+func (u unit) rest(account string) {
 	if u.handingOn[account] {
 		delete(u.handingOn, account)
 		u.tx.Delete(schemas.UnroutedHeld, []byte(handingOnPrefix+account))
 	}
+}
+
+// goLive lets edges write directly.
+func (u unit) goLive(account string, connection *webhooksv1.Connection) error {
+	u.rest(account)
 	return u.put(schemas.Routes, account, &webhooksv1.Route{OrganizationId: connection.OrganizationId, Learned: connection.Learned})
 }
 

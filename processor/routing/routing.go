@@ -7,11 +7,13 @@
 // was handed on, so that an edge that writes to the organization's topic directly cannot overtake them.
 //
 //	no connection             an event of a handled type is held; of another type, recorded as ignored
-//	connection, no route      held events are being handed on; what comes meanwhile is held behind them
+//	connection, no route      held events are being handed on, or one organization hands the account over to another;
+//	                          what comes meanwhile is held behind them
 //	connection and route      what still comes here, from an edge that has not seen the route, is forwarded
 //
 // Organizations are told, by commands on their own topic and ahead of the events, when an account becomes theirs and
-// when it was moved away from them, so that what they know of it moves along.
+// when it was moved away from them, so that what they know of it moves along. A moved account goes live again once it has
+// been handed over: until then the organization it was moved to does not know which of its events took effect.
 //
 // A command with an Idempotency-Key comes from its organization's owner, and what became of it goes back there.
 //

@@ -176,7 +176,7 @@ func TestWhatWasLearntGivesWayToWhatAnEventNames(t *testing.T) {
 	require.Equal(t, []string{"org_2 evt_2", "org_2 evt_3"}, handedOn(out))
 	require.Equal(t, "org_2", w.route("cus_1"), "an event that names none goes where the last one did that named one")
 
-	w.Process(connect("org_3", "cus_1", true))
+	w.handOver(w.Process(connect("org_3", "cus_1", true)))
 	out = w.Process(event("evt_4", "cus_1", handled, "org_1"))
 	require.Equal(t, []string{"org_3 evt_4"}, handedOn(out), "a connection made by API holds against what an event names")
 }
@@ -250,9 +250,11 @@ func TestConnectAgainAndByOthers(t *testing.T) {
 	require.EqualValues(t, 409, refused.GetStatus())
 	require.Equal(t, "org_1", w.route("cus_1"))
 
-	moved := w.outcome(w.Process(connect("org_2", "cus_1", true))).GetConnection()
+	out := w.Process(connect("org_2", "cus_1", true))
+	moved := w.outcome(out).GetConnection()
 	require.Equal(t, "org_2", moved.GetOrganizationId())
 	require.NotEqual(t, first.Id, moved.Id)
+	w.handOver(out)
 	require.Equal(t, "org_2", w.route("cus_1"))
 	require.Equal(t, []string{"org_2 evt_1"}, handedOn(w.Process(event("evt_1", "cus_1", handled, ""))))
 }
@@ -282,6 +284,62 @@ func (w *world) told(out streamtest.Outputs) []*webhooksv1.Command {
 		all = append(all, cmd)
 	}
 	return all
+}
+
+// handOver is what organizations answer that were told to release an account, once it is where it belongs.
+func (w *world) handOver(out streamtest.Outputs) streamtest.Outputs {
+	w.t.Helper()
+	var answers []*kgo.Record
+	for _, told := range w.told(out) {
+		if release := told.GetReleaseAccount(); release != nil {
+			answers = append(answers, command(release.ToOrganizationId, &webhooksv1.Command{Action: &webhooksv1.Command_AccountAdopted{
+				AccountAdopted: &webhooksv1.AccountAdopted{Source: release.Source, Account: release.Account, Order: release.Order},
+			}}))
+		}
+	}
+	require.NotEmpty(w.t, answers, "nobody was told to release anything")
+	return w.Process(answers...)
+}
+
+func TestAMovedAccountWaitsUntilItIsHandedOver(t *testing.T) {
+	w := newWorld(t)
+	w.Process(connect("org_1", "cus_1", false))
+	moved := w.Process(connect("org_2", "cus_1", true))
+	require.Empty(t, w.route("cus_1"))
+	require.Empty(t, handedOn(w.Process(event("evt_1", "cus_1", handled, ""), event("evt_2", "cus_1", "charge.succeeded", ""))))
+	w.Crash()
+	require.False(t, w.Woken(), "there is nothing to do")
+	out := w.handOver(moved)
+	require.Equal(t, []string{"org_2 evt_1 held", "org_2 evt_2 held"}, handedOn(out))
+	require.Equal(t, "org_2", w.route("cus_1"))
+	require.Empty(t, out.Topic(schemas.CommandOutcomes))
+	require.Empty(t, w.Keys(schemas.UnroutedHeld), "nothing is left of it")
+	require.Empty(t, w.handOver(moved), "an answer that nobody waits for")
+}
+
+func TestAnAccountThatIsMovedOnWaitsForAllOfItsHandOvers(t *testing.T) {
+	w := newWorld(t)
+	w.Process(connect("org_1", "cus_1", false))
+	first := w.Process(connect("org_2", "cus_1", true))
+	second := w.Process(connect("org_3", "cus_1", true))
+	w.Process(event("evt_1", "cus_1", handled, ""))
+	require.Empty(t, handedOn(w.handOver(second)))
+	require.Empty(t, w.route("cus_1"))
+	w.Process(connect("org_3", "cus_1", false))
+	require.Empty(t, w.route("cus_1"), "asking again makes it live no earlier")
+	require.Equal(t, []string{"org_3 evt_1 held"}, handedOn(w.handOver(first)))
+	require.Equal(t, "org_3", w.route("cus_1"))
+}
+
+func TestAnAccountThatIsDisconnectedWhileItIsHandedOver(t *testing.T) {
+	w := newWorld(t)
+	w.Process(connect("org_1", "cus_1", false))
+	moved := w.Process(connect("org_2", "cus_1", true))
+	w.Process(disconnect("org_2", "cus_1", w.outcome(moved).GetConnection().Id))
+	require.Empty(t, handedOn(w.Process(event("evt_1", "cus_1", handled, "org_2"))))
+	require.Empty(t, w.route("cus_1"))
+	require.Equal(t, []string{"org_2 evt_1 held"}, handedOn(w.handOver(moved)))
+	require.Equal(t, "org_2", w.route("cus_1"))
 }
 
 func TestOrganizationsAreToldOfTheirAccounts(t *testing.T) {
@@ -442,7 +500,9 @@ func TestMoveAndDisconnectWhileHandingOn(t *testing.T) {
 		w.Process(event(fmt.Sprintf("evt_%04d", i), "cus_1", handled, ""))
 	}
 	first := len(handedOn(w.Process(connect("org_1", "cus_1", false))))
-	moved := handedOn(w.Process(connect("org_2", "cus_1", true)))
+	out := w.Process(connect("org_2", "cus_1", true))
+	require.Empty(t, handedOn(out))
+	moved := handedOn(w.handOver(out))
 	require.NotEmpty(t, moved)
 	require.Equal(t, fmt.Sprintf("org_2 evt_%04d held", first), moved[0])
 

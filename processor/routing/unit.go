@@ -117,8 +117,15 @@ func (u unit) learn(in *kgo.Record, e *event) error {
 	if err := u.put(schemas.Connections, account, learned); err != nil {
 		return err
 	}
-	if err := u.tell(&webhooksv1.Command{Id: e.eventID}, learned, nil); err != nil {
+	if err := u.tell(&webhooksv1.Command{Id: e.eventID}, learned, ""); err != nil {
 		return err
+	}
+	holders, err := u.holders(account)
+	if err != nil {
+		return err
+	}
+	if len(holders.HandingOver) > 0 {
+		return u.hold(in, account)
 	}
 	more, err := u.handOn(account, learned)
 	if err != nil {

@@ -2,6 +2,7 @@ package siege
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -17,14 +18,18 @@ import (
 	webhooksv1 "github.com/betterdata/webhooks/schemas/webhooks/v1"
 )
 
-// account is what the router makes of one account's records on `inbound.unrouted`, in their order. An account of the load
-// belongs to one organization, so that organization's events are those of the account.
+// account is what the router makes of one account's records on `inbound.unrouted`, in their order.
 type account struct {
 	key        string
 	connection *webhooksv1.Connection
-	// held are the events that wait, and handedOn those that went on, by their ids.
-	held, handedOn []string
+	// held are the events that wait, by their ids, handingOver the hand-overs that they wait for.
+	held        []string
+	handingOver []int64
+	// told is what each organization was given: events, and what became of the account.
+	told           map[string][]string
 	rows, outcomes []string
+	// answers are those of organizations, which are none of the load.
+	answers int
 }
 
 // apply is one record.
@@ -35,13 +40,20 @@ func (a *account) apply(r *kgo.Record) error {
 		if err := proto.Unmarshal(r.Value, cmd); err != nil {
 			return fmt.Errorf("command at offset %d: %w", r.Offset, err)
 		}
-		a.connect(cmd)
+		if adopted := cmd.GetAccountAdopted(); adopted != nil {
+			a.answers++
+			a.handingOver = slices.DeleteFunc(a.handingOver, func(order int64) bool { return order == adopted.Order })
+			a.handOn()
+			return nil
+		}
+		a.connect(cmd, r.Offset+1)
 		return nil
 	}
 	event, row := header(schemas.HeaderEventID), a.row(header, r)
 	switch named := header(schemas.HeaderNamedOrganization); {
 	case a.connection != nil:
-		a.handedOn = append(a.handedOn, event)
+		a.held = append(a.held, event)
+		a.handOn()
 	case !billing.Handles(header(schemas.HeaderType)):
 		row.Outcome, row.Reason = schemas.OutcomeIgnored, "unhandled_type"
 		a.rows = append(a.rows, canonical(row))
@@ -50,13 +62,25 @@ func (a *account) apply(r *kgo.Record) error {
 			Id: id.Derive(id.Connection, a.key, event), OrganizationId: named, Source: schemas.SourceStripe,
 			Account: header(schemas.HeaderAccount), Learned: true, Status: resource.ConnectionActive,
 		}
-		a.handedOn, a.held = append(a.held, event), nil
+		a.tell(named, "adopt "+a.key)
+		a.held = append(a.held, event)
+		a.handOn()
 	default:
 		a.held = append(a.held, event)
 		row.Outcome = schemas.OutcomeUnrouted
 		a.rows = append(a.rows, canonical(row))
 	}
 	return nil
+}
+
+func (a *account) tell(org string, what ...string) { a.told[org] = append(a.told[org], what...) }
+
+// handOn gives what is held to the organization, once all of the account is there.
+func (a *account) handOn() {
+	if len(a.handingOver) == 0 {
+		a.tell(a.connection.OrganizationId, a.held...)
+		a.held = nil
+	}
 }
 
 func (a *account) row(header func(string) string, r *kgo.Record) *webhooksv1.InboundRow {
@@ -67,11 +91,17 @@ func (a *account) row(header func(string) string, r *kgo.Record) *webhooksv1.Inb
 	}
 }
 
-func (a *account) connect(cmd *webhooksv1.Command) {
-	if a.connection == nil {
+func (a *account) connect(cmd *webhooksv1.Command, order int64) {
+	if a.connection.GetOrganizationId() != cmd.OrganizationId {
+		if a.connection == nil {
+			a.tell(cmd.OrganizationId, "adopt "+a.key)
+		} else {
+			a.tell(a.connection.OrganizationId, fmt.Sprintf("release %s to %s, order %d", a.key, cmd.OrganizationId, order))
+			a.handingOver = append(a.handingOver, order)
+		}
 		a.connection = proto.CloneOf(cmd.GetCreateConnection().Connection)
 		a.connection.OrganizationId = cmd.OrganizationId
-		a.handedOn, a.held = a.held, nil
+		a.handOn()
 	}
 	a.connection.Learned = false // who asks for what was learnt has it by API
 	a.outcomes = append(a.outcomes, canonical(&webhooksv1.CommandOutcome{
@@ -99,13 +129,13 @@ func (j *judge) accounts(p int32) error {
 	}
 	total := 0
 	for key, records := range byAccount {
-		a := &account{key: key}
+		a := &account{key: key, told: map[string][]string{}}
 		for _, r := range records {
 			if err := a.apply(r); err != nil {
 				return err
 			}
 		}
-		total += len(records)
+		total += len(records) - a.answers
 		j.account(a, connections, routes, held)
 	}
 	j.accepted(schemas.InboundUnrouted, p, total)
@@ -154,7 +184,7 @@ func (j *judge) account(a *account, connections, routes, held map[string][]byte)
 	if a.connection == nil {
 		return
 	}
-	j.forwarded[a.connection.OrganizationId], j.accountOf[a.connection.OrganizationId] = a.handedOn, a.key
+	maps.Copy(j.forwarded, a.told)
 	connection, route := &webhooksv1.Connection{}, &webhooksv1.Route{}
 	_, _ = proto.Unmarshal(connections[a.key], connection), proto.Unmarshal(routes[a.key], route)
 	if canonical(connection) != canonical(a.connection) {
@@ -199,24 +229,26 @@ func (j *judge) unwritten() {
 	}
 }
 
-// forwardedTo compares what the router has handed to an organization: that the account is its own, then every event of the
-// account, in order.
+// forwardedTo compares what the router has handed to an organization, in order: what it says of the account, and the account's
+// events. It gives how many of the inputs are not the load's.
 func (j *judge) forwardedTo(org string, inputs []*kgo.Record) (n int) {
 	want, routed := j.forwarded[org]
-	if !routed {
-		return 0
-	}
 	var got []string
 	for _, r := range inputs {
-		cmd := &webhooksv1.Command{}
-		switch {
-		case kafka.ReadHeader(r.Headers, schemas.HeaderType) != schemas.TypeCommand:
+		switch cmd := commandOf(r); {
+		case cmd == nil && routed:
 			got = append(got, kafka.ReadHeader(r.Headers, schemas.HeaderEventID))
-		case proto.Unmarshal(r.Value, cmd) == nil && cmd.GetAdoptAccount() != nil:
-			got = append(got, schemas.AccountKey(cmd.GetAdoptAccount().Source, cmd.GetAdoptAccount().Account))
+		case cmd == nil:
+		case organizationsOwn(cmd):
+			n++
+		case cmd.GetAdoptAccount() != nil:
+			got = append(got, "adopt "+schemas.AccountKey(cmd.GetAdoptAccount().Source, cmd.GetAdoptAccount().Account))
+		case cmd.GetReleaseAccount() != nil:
+			r := cmd.GetReleaseAccount()
+			got = append(got, fmt.Sprintf("release %s to %s, order %d", schemas.AccountKey(r.Source, r.Account), r.ToOrganizationId, r.Order))
 		}
 	}
 	delete(j.forwarded, org)
-	j.sequence(org, schemas.Inbound, append([]string{j.accountOf[org]}, want...), got)
-	return len(got)
+	j.sequence(org, schemas.Inbound, want, got)
+	return n + len(got)
 }

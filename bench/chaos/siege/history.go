@@ -21,6 +21,7 @@ const (
 	direct    way = iota // the edge knows the organization
 	connected            // held until the organization connects its account
 	learnt               // held until an event names the organization
+	moving               // held until it is connected, and then moved about between organizations
 	stranger             // held, for nobody ever connects the account
 )
 
@@ -31,9 +32,11 @@ type organization struct {
 	endpoints      [][]string // their patterns
 	rng            *rand.Rand
 
-	// sent counts what has been sent, known is set once its account can be known.
-	sent  int
-	known bool
+	// sent counts what has been sent, known is set once its account can be known, connections counts how often it was
+	// connected.
+	sent        int
+	known       bool
+	connections int
 
 	subscriptions []*subscription
 	made          int
@@ -68,6 +71,8 @@ func wayOf(n int) way {
 		return connected
 	case 11:
 		return learnt
+	case 15:
+		return moving
 	case 19:
 		if n%100 == 19 {
 			return stranger
@@ -83,11 +88,24 @@ func newOrganization(n int, rng *rand.Rand) *organization {
 
 func (o *organization) account() string { return schemas.AccountKey(schemas.SourceStripe, o.customer) }
 
-// connectAfter and keep bound how long events are held, and how many are remembered to be sent again.
+// connectAfter and keep bound how long events are held, and how many are remembered to be sent again. An account that is
+// moved about is so after moveAfter messages.
 const (
 	connectAfter = 4
+	moveAfter    = 4
 	keep         = 6
 )
+
+// holders are the organizations that an account is moved about between.
+func (o *organization) holders() []string { return []string{o.name, o.name + "-b", o.name + "-c"} }
+
+// again is how many of a hundred messages were sent before.
+func (o *organization) again() int {
+	if o.way == moving {
+		return 30
+	}
+	return 6
+}
 
 // next is what comes next; now is when. An organization makes its endpoints first.
 func (o *organization) next(now time.Time) *message {
@@ -95,9 +113,13 @@ func (o *organization) next(now time.Time) *message {
 	if n := o.sent - 1; n < len(o.endpoints) {
 		return o.createEndpoint(n)
 	}
-	if o.way == connected && !o.known && o.sent > len(o.endpoints)+connectAfter {
+	connects := o.way == connected || o.way == moving
+	if connects && !o.known && o.sent > len(o.endpoints)+connectAfter {
 		o.known = true
-		return o.connect()
+		return o.connect(o.name)
+	}
+	if o.way == moving && o.known && o.rng.IntN(moveAfter) == 0 {
+		return o.connect(o.holders()[o.rng.IntN(3)])
 	}
 	for i, m := range o.late {
 		if m.overtaken--; m.overtaken < 0 {
@@ -105,7 +127,7 @@ func (o *organization) next(now time.Time) *message {
 			return m
 		}
 	}
-	if len(o.kept) > 0 && o.rng.IntN(100) < 6 {
+	if len(o.kept) > 0 && o.rng.IntN(100) < o.again() {
 		return o.kept[o.rng.IntN(len(o.kept))]
 	}
 	m := o.event(now)
@@ -161,11 +183,14 @@ func (o *organization) createEndpoint(n int) *message {
 	return &message{command: command}
 }
 
-func (o *organization) connect() *message {
+// connect gives the account to an organization, whoever holds it.
+func (o *organization) connect(to string) *message {
+	o.connections++
+	n := fmt.Sprint(o.connections)
 	return &message{command: &webhooksv1.Command{
-		Id: id.Derive(id.Command, o.name, "connect"), OrganizationId: o.name, KeyId: "admin",
-		Action: &webhooksv1.Command_CreateConnection{CreateConnection: &webhooksv1.CreateConnection{Connection: &webhooksv1.Connection{
-			Id: id.Derive(id.Connection, o.name), Source: schemas.SourceStripe, Account: o.customer, Status: resource.ConnectionActive,
+		Id: id.Derive(id.Command, o.name, "connect", n), OrganizationId: to, KeyId: "admin",
+		Action: &webhooksv1.Command_CreateConnection{CreateConnection: &webhooksv1.CreateConnection{Move: true, Connection: &webhooksv1.Connection{
+			Id: id.Derive(id.Connection, o.name, n), Source: schemas.SourceStripe, Account: o.customer, Status: resource.ConnectionActive,
 		}}},
 	}}
 }

@@ -27,6 +27,8 @@ type verdict struct {
 	// compared counts outputs by topic.
 	compared             map[string]int
 	inputs, orgs, timers int
+	// moves of accounts, and how often an event came to an organization that another one had seen.
+	moves, recognised int
 	// differences are told one by one, so many of them, but all are counted.
 	differences []string
 	count       int
@@ -53,11 +55,16 @@ type judge struct {
 
 	// deliveries and rows that fan-out must have made, by delivery id, and how it says that nobody wanted an event.
 	deliveries, rows map[string]string
-	// forwarded are the events that the router must hand to an organization, in order, accountOf is whose they are; routed is
-	// what else it must write, by topic and text, and how often.
+	// forwarded is what the router must hand to an organization, in order; routed is what else it must write, by topic and
+	// text, and how often.
 	forwarded map[string][]string
-	accountOf map[string]string
 	routed    map[string]int
+	// handOvers are what organizations handed to each other, follow how often each follows from what they were told; events
+	// are those of accounts, and marks those of organizations that released one.
+	handOvers handOvers
+	follow    map[string]int
+	events    map[dedupe.Key]bool
+	marks     map[string][]byte
 }
 
 func newJudge(l log, written func(topic string, partition int32) int, partitions int32, applier *commands.Applier) *judge {
@@ -65,13 +72,17 @@ func newJudge(l log, written func(topic string, partition int32) int, partitions
 		verdict: &verdict{compared: map[string]int{}}, partitions: partitions, log: l, written: written,
 		plans: plans.Builtin(), applier: applier,
 		deliveries: map[string]string{}, rows: map[string]string{},
-		forwarded: map[string][]string{}, accountOf: map[string]string{}, routed: map[string]int{},
+		forwarded: map[string][]string{}, routed: map[string]int{},
+		handOvers: handOvers{}, follow: map[string]int{}, events: map[dedupe.Key]bool{},
 	}
 }
 
 // run judges partition by partition: first the router, which writes to all partitions, then what belongs to organizations,
 // then what fan-out has spread over the endpoints.
 func (j *judge) run() (*verdict, error) {
+	if err := j.findHandOvers(); err != nil {
+		return nil, err
+	}
 	for p := range j.partitions {
 		if err := j.accounts(p); err != nil {
 			return nil, err
@@ -88,6 +99,7 @@ func (j *judge) run() (*verdict, error) {
 		}
 	}
 	j.unwritten()
+	j.handedOver()
 	for org := range j.forwarded {
 		j.differ(org, "none of its account's events has reached it")
 	}
@@ -161,10 +173,12 @@ func (j *judge) organizations(p int32) error {
 	}
 	models, forwarded := map[string]*model{}, 0
 	for _, org := range slices.Sorted(maps.Keys(all)) {
-		models[org] = j.organization(all[org], seen, endpoints)
+		models[org] = j.organization(all[org], endpoints)
 		forwarded += j.forwardedTo(org, all[org].inputs)
 	}
 	j.accepted(schemas.Inbound, p, len(inputs)-forwarded)
+	j.marksAre(models)
+	j.remembered(models, seen)
 	for _, left := range [...]map[string]int{seen, endpoints} {
 		for key, n := range left {
 			j.differ("partition "+fmt.Sprint(p), "a key that follows from no input, %d times: %q", n, key)
@@ -192,13 +206,36 @@ func owner(topic string, r *kgo.Record) string {
 	return m.GetEndpoint().GetOrganizationId()
 }
 
+// remembered crosses off what was remembered: each event once, though several organizations of a partition may know of it.
+func (j *judge) remembered(models map[string]*model, seen map[string]int) {
+	known := map[dedupe.Key]string{}
+	for org, m := range models {
+		for key := range m.seen {
+			known[key] = org
+		}
+	}
+	for key, org := range known {
+		if n := seen[string(key[:])]; n != 1 {
+			j.differ(org, "event %x was remembered %d times, expected once", key, n)
+		}
+		delete(seen, string(key[:]))
+	}
+}
+
 // states reads every state that was committed: no cleaner has been at work in a run of minutes.
 func (j *judge) states(p int32, of func(org string) *organizationLog) error {
 	records, err := j.log(schemas.Billing, p)
 	if err != nil {
 		return err
 	}
+	j.marks = map[string][]byte{}
 	for _, r := range records {
+		if key := string(r.Key); strings.HasPrefix(key, "moved/") {
+			if j.marks[key] = r.Value; r.Value == nil {
+				delete(j.marks, key)
+			}
+			continue
+		}
 		state := &webhooksv1.BillingRecord{}
 		if err := proto.Unmarshal(r.Value, state); err != nil {
 			return fmt.Errorf("billing record at offset %d of partition %d: %w", r.Offset, p, err)
@@ -244,22 +281,20 @@ func endpointText(value []byte) string {
 }
 
 // organization lets the model work and compares.
-func (j *judge) organization(l *organizationLog, seen, endpoints map[string]int) *model {
+func (j *judge) organization(l *organizationLog, endpoints map[string]int) *model {
 	j.orgs++
-	m := explain(newModel(l, j.plans, j.applier))
+	m := newModel(l, j.plans, j.applier)
+	m.handOvers, m.events = j.handOvers, j.events
+	m = explain(m)
 	if m.wrong != nil {
 		j.differ(l.name, "%v", m.wrong)
 	}
-	j.timers += m.timers
+	j.timers, j.moves, j.recognised = j.timers+m.timers, j.moves+m.moves, j.recognised+m.recognised
+	for _, at := range m.follow {
+		j.follow[at]++
+	}
 	for topic, found := range l.outputs {
 		j.compared[topic] += len(found)
-	}
-	for event := range m.seen {
-		key := dedupe.KeyOf(l.name, event)
-		if n := seen[string(key[:])]; n != 1 {
-			j.differ(l.name, "%s was remembered %d times, expected once", event, n)
-		}
-		delete(seen, string(key[:]))
 	}
 	for key, value := range m.endpoints {
 		if key != l.name {

@@ -69,9 +69,10 @@ func isTimers(r *kgo.Record) bool {
 	return kafka.ReadHeader(r.Headers, schemas.HeaderCauseSource) == billing.TimerSource
 }
 
-// numberOf is an organization's number by its name.
+// numberOf is an organization's number by its name, also of one that its account was moved to.
 func numberOf(name string) (n int, ok bool) {
 	digits, ok := strings.CutPrefix(name, "org_")
+	digits, _, _ = strings.Cut(digits, "-")
 	n, err := strconv.Atoi(digits)
 	return n, ok && err == nil
 }

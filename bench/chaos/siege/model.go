@@ -43,8 +43,17 @@ type model struct {
 
 	state     billing.State
 	endpoints memory
-	seen      map[string]dedupe.Known
+	seen      map[dedupe.Key]dedupe.Known
 	timers    int
+
+	// handOvers and events are those on the log. follow are the hand-overs that follow, marks where accounts went that were
+	// released, handed the events that others had seen, recognised how often one of these came again.
+	handOvers         handOvers
+	events            map[dedupe.Key]bool
+	follow            []string
+	marks             map[string]mark
+	handed            map[dedupe.Key]bool
+	moves, recognised int
 }
 
 // organizationLog is what is on the log of one organization.
@@ -59,7 +68,8 @@ type organizationLog struct {
 func newModel(l *organizationLog, p *plans.Plans, applier *commands.Applier) *model {
 	return &model{
 		organizationLog: l, plans: p, applier: applier,
-		compared: map[string]int{}, endpoints: memory{}, seen: map[string]dedupe.Known{},
+		compared: map[string]int{}, endpoints: memory{}, seen: map[dedupe.Key]dedupe.Known{},
+		marks: map[string]mark{}, handed: map[dedupe.Key]bool{},
 	}
 }
 
@@ -118,6 +128,7 @@ func (m *model) runTimer() (fork *model) {
 func (m *model) clone() *model {
 	c := *m
 	c.compared, c.endpoints, c.seen = maps.Clone(m.compared), maps.Clone(m.endpoints), maps.Clone(m.seen)
+	c.follow, c.marks, c.handed = slices.Clone(m.follow), maps.Clone(m.marks), maps.Clone(m.handed)
 	c.state = billing.State{Record: proto.CloneOf(m.state.Record)}
 	return &c
 }
@@ -134,18 +145,22 @@ func (m *model) apply(in *kgo.Record) {
 		Organization: m.name, ID: header(schemas.HeaderID), EventID: header(schemas.HeaderEventID), Type: header(schemas.HeaderType),
 		AcceptedUnixMS: cloudevent.Time([]byte(header(schemas.HeaderAcceptedAt)), in.Timestamp).UnixMilli(),
 	}
-	if m.seen[e.EventID] == dedupe.Done {
+	key := keyOf(in)
+	if m.handed[key] {
+		m.recognised++
+	}
+	if m.seen[key] == dedupe.Done {
 		return
 	}
 	outcome, reason := m.event(e, in.Value)
 	known := dedupe.Done
 	if outcome == schemas.OutcomeDead {
-		if m.seen[e.EventID] == dedupe.Dead {
+		if m.seen[key] == dedupe.Dead {
 			return
 		}
 		known = dedupe.Dead
 	}
-	m.seen[e.EventID] = known
+	m.seen[key] = known
 	row := &webhooksv1.InboundRow{
 		Source: schemas.SourceStripe, SourceEventId: e.ID, EventId: e.EventID, OrganizationId: m.name,
 		Account: header(schemas.HeaderAccount), Type: e.Type, Outcome: outcome, Reason: reason, ReceivedUnixMs: e.AcceptedUnixMS,
@@ -167,13 +182,18 @@ func (m *model) event(e *billing.Event, body []byte) (outcome, reason string) {
 	r := billing.Apply(m.state, e, m.plans)
 	m.take(&r)
 	m.put(schemas.BillingAudit, canonical(r.Audit))
-	if m.reached < len(m.written) && proto.Equal(m.written[m.reached], m.state.Record) {
-		m.reached++
-	}
+	m.committed()
 	if r.Stale {
 		return schemas.OutcomeStale, ""
 	}
 	return schemas.OutcomeProcessed, ""
+}
+
+// committed counts a committed state that is the present one.
+func (m *model) committed() {
+	if m.reached < len(m.written) && proto.Equal(m.written[m.reached], m.state.Record) {
+		m.reached++
+	}
 }
 
 // take makes a result the organization's, and its outputs.
@@ -216,14 +236,14 @@ func repeated(found []string, i int) string {
 	return ""
 }
 
-// command applies one about endpoints; one that tells of an account brings nothing to who knows of none.
+// command applies one, about endpoints or about an account.
 func (m *model) command(in *kgo.Record) {
 	cmd := &webhooksv1.Command{}
 	if err := proto.Unmarshal(in.Value, cmd); err != nil {
 		m.wrong = fmt.Errorf("command at offset %d: %w", in.Offset, err)
 		return
 	}
-	if adopt := cmd.GetAdoptAccount(); adopt != nil && len(adopt.Subscriptions) == 0 {
+	if m.moved(cmd) {
 		return
 	}
 	r, err := m.applier.Apply(m.endpoints, cmd, time.Unix(1, 0))

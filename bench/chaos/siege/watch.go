@@ -41,6 +41,8 @@ type watch struct {
 	due map[string]int64
 	// timers has the newest output of a timer that was produced, committed or not, by the id of its producer.
 	timers map[int64]place
+	// quiet is how far the groups were when nothing was left to do.
+	quiet string
 }
 
 // place is a record's.
@@ -217,21 +219,24 @@ func (w *watch) timersSet() (n int) {
 // inputs of the groups.
 var inputs = []string{schemas.InboundUnrouted, schemas.Inbound, schemas.Events}
 
-// left says what the groups have still to do, "" when nothing is.
+// left says what the groups have still to do, "" when nothing is. One that was looked at may have been given something by another
+// since: so nothing is left when it was so twice, and no group has gone on between.
 func (w *watch) left(ctx context.Context) (string, error) {
+	var at string
 	for i, input := range inputs {
 		offsets, err := w.adm.FetchOffsets(ctx, w.cluster.Topic(groups[i]))
 		if err != nil {
 			return "", fmt.Errorf("see how far %s is: %w", groups[i], err)
 		}
 		for p := range w.cluster.Partitions {
-			at := int64(0)
+			taken := int64(0)
 			if o, ok := offsets.Lookup(w.cluster.Topic(input), p); ok {
-				at = max(0, o.At)
+				taken = max(0, o.At)
 			}
+			at += fmt.Sprintf("%d ", taken)
 			// No group commits beyond the markers at the end of a log.
 			waits := false
-			err := read(ctx, w.cluster, kgo.ReadCommitted(), input, p, at, func(*kgo.Record) bool {
+			err := read(ctx, w.cluster, kgo.ReadCommitted(), input, p, taken, func(*kgo.Record) bool {
 				waits = true
 				return false
 			})
@@ -239,9 +244,13 @@ func (w *watch) left(ctx context.Context) (string, error) {
 				return "", err
 			}
 			if waits {
-				return fmt.Sprintf("group %s has taken partition %d to offset %d", groups[i], p, at), nil
+				return fmt.Sprintf("group %s has taken partition %d to offset %d", groups[i], p, taken), nil
 			}
 		}
+	}
+	if w.quiet != at {
+		w.quiet = at
+		return "a second look", nil
 	}
 	if n := w.timersSet(); n > 0 {
 		return fmt.Sprint("timers that have not run: ", n), nil

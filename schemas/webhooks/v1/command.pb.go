@@ -48,6 +48,8 @@ type Command struct {
 	//	*Command_ReleaseAccount
 	//	*Command_AdoptAccount
 	//	*Command_ConcludeCommand
+	//	*Command_RememberEvents
+	//	*Command_AccountAdopted
 	Action        isCommand_Action `protobuf_oneof:"action"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -222,6 +224,24 @@ func (x *Command) GetConcludeCommand() *ConcludeCommand {
 	return nil
 }
 
+func (x *Command) GetRememberEvents() *RememberEvents {
+	if x != nil {
+		if x, ok := x.Action.(*Command_RememberEvents); ok {
+			return x.RememberEvents
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetAccountAdopted() *AccountAdopted {
+	if x != nil {
+		if x, ok := x.Action.(*Command_AccountAdopted); ok {
+			return x.AccountAdopted
+		}
+	}
+	return nil
+}
+
 type isCommand_Action interface {
 	isCommand_Action()
 }
@@ -266,6 +286,14 @@ type Command_ConcludeCommand struct {
 	ConcludeCommand *ConcludeCommand `protobuf:"bytes,32,opt,name=conclude_command,json=concludeCommand,proto3,oneof"`
 }
 
+type Command_RememberEvents struct {
+	RememberEvents *RememberEvents `protobuf:"bytes,33,opt,name=remember_events,json=rememberEvents,proto3,oneof"`
+}
+
+type Command_AccountAdopted struct {
+	AccountAdopted *AccountAdopted `protobuf:"bytes,34,opt,name=account_adopted,json=accountAdopted,proto3,oneof"`
+}
+
 func (*Command_CreateEndpoint) isCommand_Action() {}
 
 func (*Command_UpdateEndpoint) isCommand_Action() {}
@@ -285,6 +313,10 @@ func (*Command_ReleaseAccount) isCommand_Action() {}
 func (*Command_AdoptAccount) isCommand_Action() {}
 
 func (*Command_ConcludeCommand) isCommand_Action() {}
+
+func (*Command_RememberEvents) isCommand_Action() {}
+
+func (*Command_AccountAdopted) isCommand_Action() {}
 
 // Precondition is what the resource must be when its owner comes to the command; else the owner refuses it. One without a
 // version, and not any, is never met: the request named what no version of ours can be.
@@ -883,7 +915,7 @@ func (x *DeleteConnection) GetAccount() string {
 	return ""
 }
 
-// ReleaseAccount tells the organization that held an account that it was moved to another. It comes from the account's
+// ReleaseAccount tells the organization that held an account that it is another's now. It comes from the account's
 // owner, in the transaction of the move; nobody waits for an outcome.
 type ReleaseAccount struct {
 	state            protoimpl.MessageState `protogen:"open.v1"`
@@ -977,8 +1009,10 @@ type AdoptAccount struct {
 	FailedInvoices  []*FailedInvoice `protobuf:"bytes,6,rep,name=failed_invoices,json=failedInvoices,proto3" json:"failed_invoices,omitempty"`
 	SettledInvoices []uint64         `protobuf:"fixed64,7,rep,packed,name=settled_invoices,json=settledInvoices,proto3" json:"settled_invoices,omitempty"`
 	SettledUnixMs   []int64          `protobuf:"varint,8,rep,packed,name=settled_unix_ms,json=settledUnixMs,proto3" json:"settled_unix_ms,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// Who held the account and hands it over, "" where nobody did.
+	FromOrganizationId string `protobuf:"bytes,9,opt,name=from_organization_id,json=fromOrganizationId,proto3" json:"from_organization_id,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
 }
 
 func (x *AdoptAccount) Reset() {
@@ -1067,6 +1101,147 @@ func (x *AdoptAccount) GetSettledUnixMs() []int64 {
 	return nil
 }
 
+func (x *AdoptAccount) GetFromOrganizationId() string {
+	if x != nil {
+		return x.FromOrganizationId
+	}
+	return ""
+}
+
+// RememberEvents hands over which of an account's events took effect. It comes before the AdoptAccount of the same order,
+// from the same organization; there may be several.
+type RememberEvents struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Source  string                 `protobuf:"bytes,1,opt,name=source,proto3" json:"source,omitempty"`
+	Account string                 `protobuf:"bytes,2,opt,name=account,proto3" json:"account,omitempty"`
+	// As in ReleaseAccount.
+	Order int64 `protobuf:"varint,3,opt,name=order,proto3" json:"order,omitempty"`
+	// As package dedupe gives it.
+	Events        []byte `protobuf:"bytes,4,opt,name=events,proto3" json:"events,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RememberEvents) Reset() {
+	*x = RememberEvents{}
+	mi := &file_webhooks_v1_command_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RememberEvents) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RememberEvents) ProtoMessage() {}
+
+func (x *RememberEvents) ProtoReflect() protoreflect.Message {
+	mi := &file_webhooks_v1_command_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RememberEvents.ProtoReflect.Descriptor instead.
+func (*RememberEvents) Descriptor() ([]byte, []int) {
+	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *RememberEvents) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+func (x *RememberEvents) GetAccount() string {
+	if x != nil {
+		return x.Account
+	}
+	return ""
+}
+
+func (x *RememberEvents) GetOrder() int64 {
+	if x != nil {
+		return x.Order
+	}
+	return 0
+}
+
+func (x *RememberEvents) GetEvents() []byte {
+	if x != nil {
+		return x.Events
+	}
+	return nil
+}
+
+// AccountAdopted tells the account's owner that what a ReleaseAccount asked for has come to its end.
+type AccountAdopted struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Source  string                 `protobuf:"bytes,1,opt,name=source,proto3" json:"source,omitempty"`
+	Account string                 `protobuf:"bytes,2,opt,name=account,proto3" json:"account,omitempty"`
+	// That of the ReleaseAccount.
+	Order         int64 `protobuf:"varint,3,opt,name=order,proto3" json:"order,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AccountAdopted) Reset() {
+	*x = AccountAdopted{}
+	mi := &file_webhooks_v1_command_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AccountAdopted) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AccountAdopted) ProtoMessage() {}
+
+func (x *AccountAdopted) ProtoReflect() protoreflect.Message {
+	mi := &file_webhooks_v1_command_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AccountAdopted.ProtoReflect.Descriptor instead.
+func (*AccountAdopted) Descriptor() ([]byte, []int) {
+	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *AccountAdopted) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+func (x *AccountAdopted) GetAccount() string {
+	if x != nil {
+		return x.Account
+	}
+	return ""
+}
+
+func (x *AccountAdopted) GetOrder() int64 {
+	if x != nil {
+		return x.Order
+	}
+	return 0
+}
+
 // ConcludeCommand tells the organization's owner what came of a command with an Idempotency-Key that it handed to another
 // owner; it remembers the outcome and writes it to `command-outcomes`.
 type ConcludeCommand struct {
@@ -1080,7 +1255,7 @@ type ConcludeCommand struct {
 
 func (x *ConcludeCommand) Reset() {
 	*x = ConcludeCommand{}
-	mi := &file_webhooks_v1_command_proto_msgTypes[13]
+	mi := &file_webhooks_v1_command_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1092,7 +1267,7 @@ func (x *ConcludeCommand) String() string {
 func (*ConcludeCommand) ProtoMessage() {}
 
 func (x *ConcludeCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_command_proto_msgTypes[13]
+	mi := &file_webhooks_v1_command_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1105,7 +1280,7 @@ func (x *ConcludeCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConcludeCommand.ProtoReflect.Descriptor instead.
 func (*ConcludeCommand) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{13}
+	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ConcludeCommand) GetKeyHash() []byte {
@@ -1137,7 +1312,7 @@ type RememberedCommand struct {
 
 func (x *RememberedCommand) Reset() {
 	*x = RememberedCommand{}
-	mi := &file_webhooks_v1_command_proto_msgTypes[14]
+	mi := &file_webhooks_v1_command_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1149,7 +1324,7 @@ func (x *RememberedCommand) String() string {
 func (*RememberedCommand) ProtoMessage() {}
 
 func (x *RememberedCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_command_proto_msgTypes[14]
+	mi := &file_webhooks_v1_command_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1162,7 +1337,7 @@ func (x *RememberedCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RememberedCommand.ProtoReflect.Descriptor instead.
 func (*RememberedCommand) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{14}
+	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *RememberedCommand) GetCommandId() string {
@@ -1213,7 +1388,7 @@ type CommandOutcome struct {
 
 func (x *CommandOutcome) Reset() {
 	*x = CommandOutcome{}
-	mi := &file_webhooks_v1_command_proto_msgTypes[15]
+	mi := &file_webhooks_v1_command_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1225,7 +1400,7 @@ func (x *CommandOutcome) String() string {
 func (*CommandOutcome) ProtoMessage() {}
 
 func (x *CommandOutcome) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_command_proto_msgTypes[15]
+	mi := &file_webhooks_v1_command_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1238,7 +1413,7 @@ func (x *CommandOutcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommandOutcome.ProtoReflect.Descriptor instead.
 func (*CommandOutcome) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{15}
+	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *CommandOutcome) GetCommandId() string {
@@ -1334,7 +1509,7 @@ type Deleted struct {
 
 func (x *Deleted) Reset() {
 	*x = Deleted{}
-	mi := &file_webhooks_v1_command_proto_msgTypes[16]
+	mi := &file_webhooks_v1_command_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1346,7 +1521,7 @@ func (x *Deleted) String() string {
 func (*Deleted) ProtoMessage() {}
 
 func (x *Deleted) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_command_proto_msgTypes[16]
+	mi := &file_webhooks_v1_command_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1359,7 +1534,7 @@ func (x *Deleted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Deleted.ProtoReflect.Descriptor instead.
 func (*Deleted) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{16}
+	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{18}
 }
 
 // Refusal is a problem of RFC 9457, ready to be answered.
@@ -1375,7 +1550,7 @@ type Refusal struct {
 
 func (x *Refusal) Reset() {
 	*x = Refusal{}
-	mi := &file_webhooks_v1_command_proto_msgTypes[17]
+	mi := &file_webhooks_v1_command_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1387,7 +1562,7 @@ func (x *Refusal) String() string {
 func (*Refusal) ProtoMessage() {}
 
 func (x *Refusal) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_command_proto_msgTypes[17]
+	mi := &file_webhooks_v1_command_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1400,7 +1575,7 @@ func (x *Refusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refusal.ProtoReflect.Descriptor instead.
 func (*Refusal) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{17}
+	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Refusal) GetStatus() uint32 {
@@ -1442,7 +1617,7 @@ type FieldError struct {
 
 func (x *FieldError) Reset() {
 	*x = FieldError{}
-	mi := &file_webhooks_v1_command_proto_msgTypes[18]
+	mi := &file_webhooks_v1_command_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1454,7 +1629,7 @@ func (x *FieldError) String() string {
 func (*FieldError) ProtoMessage() {}
 
 func (x *FieldError) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_command_proto_msgTypes[18]
+	mi := &file_webhooks_v1_command_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1467,7 +1642,7 @@ func (x *FieldError) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FieldError.ProtoReflect.Descriptor instead.
 func (*FieldError) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{18}
+	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *FieldError) GetPointer() string {
@@ -1488,7 +1663,7 @@ var File_webhooks_v1_command_proto protoreflect.FileDescriptor
 
 const file_webhooks_v1_command_proto_rawDesc = "" +
 	"\n" +
-	"\x19webhooks/v1/command.proto\x12\vwebhooks.v1\x1a\x19webhooks/v1/billing.proto\x1a\x1cwebhooks/v1/connection.proto\x1a\x1awebhooks/v1/endpoint.proto\"\xe4\a\n" +
+	"\x19webhooks/v1/command.proto\x12\vwebhooks.v1\x1a\x19webhooks/v1/billing.proto\x1a\x1cwebhooks/v1/connection.proto\x1a\x1awebhooks/v1/endpoint.proto\"\xf4\b\n" +
 	"\aCommand\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12'\n" +
 	"\x0forganization_id\x18\x02 \x01(\tR\x0eorganizationId\x12\x15\n" +
@@ -1506,7 +1681,9 @@ const file_webhooks_v1_command_proto_rawDesc = "" +
 	"\x11delete_connection\x18\x15 \x01(\v2\x1d.webhooks.v1.DeleteConnectionH\x00R\x10deleteConnection\x12F\n" +
 	"\x0frelease_account\x18\x1e \x01(\v2\x1b.webhooks.v1.ReleaseAccountH\x00R\x0ereleaseAccount\x12@\n" +
 	"\radopt_account\x18\x1f \x01(\v2\x19.webhooks.v1.AdoptAccountH\x00R\fadoptAccount\x12I\n" +
-	"\x10conclude_command\x18  \x01(\v2\x1c.webhooks.v1.ConcludeCommandH\x00R\x0fconcludeCommandB\b\n" +
+	"\x10conclude_command\x18  \x01(\v2\x1c.webhooks.v1.ConcludeCommandH\x00R\x0fconcludeCommand\x12F\n" +
+	"\x0fremember_events\x18! \x01(\v2\x1b.webhooks.v1.RememberEventsH\x00R\x0erememberEvents\x12F\n" +
+	"\x0faccount_adopted\x18\" \x01(\v2\x1b.webhooks.v1.AccountAdoptedH\x00R\x0eaccountAdoptedB\b\n" +
 	"\x06action\"<\n" +
 	"\fPrecondition\x12\x10\n" +
 	"\x03any\x18\x01 \x01(\bR\x03any\x12\x1a\n" +
@@ -1565,7 +1742,7 @@ const file_webhooks_v1_command_proto_rawDesc = "" +
 	"\aaccount\x18\x02 \x01(\tR\aaccount\x12,\n" +
 	"\x12to_organization_id\x18\x03 \x01(\tR\x10toOrganizationId\x12\"\n" +
 	"\rmoved_unix_ms\x18\x04 \x01(\x03R\vmovedUnixMs\x12\x14\n" +
-	"\x05order\x18\x05 \x01(\x03R\x05order\"\xd3\x02\n" +
+	"\x05order\x18\x05 \x01(\x03R\x05order\"\x85\x03\n" +
 	"\fAdoptAccount\x12\x16\n" +
 	"\x06source\x18\x01 \x01(\tR\x06source\x12\x18\n" +
 	"\aaccount\x18\x02 \x01(\tR\aaccount\x12\"\n" +
@@ -1574,7 +1751,17 @@ const file_webhooks_v1_command_proto_rawDesc = "" +
 	"\x05order\x18\x05 \x01(\x03R\x05order\x12C\n" +
 	"\x0ffailed_invoices\x18\x06 \x03(\v2\x1a.webhooks.v1.FailedInvoiceR\x0efailedInvoices\x12)\n" +
 	"\x10settled_invoices\x18\a \x03(\x06R\x0fsettledInvoices\x12&\n" +
-	"\x0fsettled_unix_ms\x18\b \x03(\x03R\rsettledUnixMs\"c\n" +
+	"\x0fsettled_unix_ms\x18\b \x03(\x03R\rsettledUnixMs\x120\n" +
+	"\x14from_organization_id\x18\t \x01(\tR\x12fromOrganizationId\"p\n" +
+	"\x0eRememberEvents\x12\x16\n" +
+	"\x06source\x18\x01 \x01(\tR\x06source\x12\x18\n" +
+	"\aaccount\x18\x02 \x01(\tR\aaccount\x12\x14\n" +
+	"\x05order\x18\x03 \x01(\x03R\x05order\x12\x16\n" +
+	"\x06events\x18\x04 \x01(\fR\x06events\"X\n" +
+	"\x0eAccountAdopted\x12\x16\n" +
+	"\x06source\x18\x01 \x01(\tR\x06source\x12\x18\n" +
+	"\aaccount\x18\x02 \x01(\tR\aaccount\x12\x14\n" +
+	"\x05order\x18\x03 \x01(\x03R\x05order\"c\n" +
 	"\x0fConcludeCommand\x12\x19\n" +
 	"\bkey_hash\x18\x01 \x01(\fR\akeyHash\x125\n" +
 	"\aoutcome\x18\x02 \x01(\v2\x1b.webhooks.v1.CommandOutcomeR\aoutcome\"\xb3\x01\n" +
@@ -1618,7 +1805,7 @@ func file_webhooks_v1_command_proto_rawDescGZIP() []byte {
 	return file_webhooks_v1_command_proto_rawDescData
 }
 
-var file_webhooks_v1_command_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
+var file_webhooks_v1_command_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
 var file_webhooks_v1_command_proto_goTypes = []any{
 	(*Command)(nil),           // 0: webhooks.v1.Command
 	(*Precondition)(nil),      // 1: webhooks.v1.Precondition
@@ -1633,17 +1820,19 @@ var file_webhooks_v1_command_proto_goTypes = []any{
 	(*DeleteConnection)(nil),  // 10: webhooks.v1.DeleteConnection
 	(*ReleaseAccount)(nil),    // 11: webhooks.v1.ReleaseAccount
 	(*AdoptAccount)(nil),      // 12: webhooks.v1.AdoptAccount
-	(*ConcludeCommand)(nil),   // 13: webhooks.v1.ConcludeCommand
-	(*RememberedCommand)(nil), // 14: webhooks.v1.RememberedCommand
-	(*CommandOutcome)(nil),    // 15: webhooks.v1.CommandOutcome
-	(*Deleted)(nil),           // 16: webhooks.v1.Deleted
-	(*Refusal)(nil),           // 17: webhooks.v1.Refusal
-	(*FieldError)(nil),        // 18: webhooks.v1.FieldError
-	(*Endpoint)(nil),          // 19: webhooks.v1.Endpoint
-	(*SigningSecret)(nil),     // 20: webhooks.v1.SigningSecret
-	(*Connection)(nil),        // 21: webhooks.v1.Connection
-	(*Subscription)(nil),      // 22: webhooks.v1.Subscription
-	(*FailedInvoice)(nil),     // 23: webhooks.v1.FailedInvoice
+	(*RememberEvents)(nil),    // 13: webhooks.v1.RememberEvents
+	(*AccountAdopted)(nil),    // 14: webhooks.v1.AccountAdopted
+	(*ConcludeCommand)(nil),   // 15: webhooks.v1.ConcludeCommand
+	(*RememberedCommand)(nil), // 16: webhooks.v1.RememberedCommand
+	(*CommandOutcome)(nil),    // 17: webhooks.v1.CommandOutcome
+	(*Deleted)(nil),           // 18: webhooks.v1.Deleted
+	(*Refusal)(nil),           // 19: webhooks.v1.Refusal
+	(*FieldError)(nil),        // 20: webhooks.v1.FieldError
+	(*Endpoint)(nil),          // 21: webhooks.v1.Endpoint
+	(*SigningSecret)(nil),     // 22: webhooks.v1.SigningSecret
+	(*Connection)(nil),        // 23: webhooks.v1.Connection
+	(*Subscription)(nil),      // 24: webhooks.v1.Subscription
+	(*FailedInvoice)(nil),     // 25: webhooks.v1.FailedInvoice
 }
 var file_webhooks_v1_command_proto_depIdxs = []int32{
 	1,  // 0: webhooks.v1.Command.precondition:type_name -> webhooks.v1.Precondition
@@ -1657,27 +1846,29 @@ var file_webhooks_v1_command_proto_depIdxs = []int32{
 	10, // 8: webhooks.v1.Command.delete_connection:type_name -> webhooks.v1.DeleteConnection
 	11, // 9: webhooks.v1.Command.release_account:type_name -> webhooks.v1.ReleaseAccount
 	12, // 10: webhooks.v1.Command.adopt_account:type_name -> webhooks.v1.AdoptAccount
-	13, // 11: webhooks.v1.Command.conclude_command:type_name -> webhooks.v1.ConcludeCommand
-	19, // 12: webhooks.v1.CreateEndpoint.endpoint:type_name -> webhooks.v1.Endpoint
-	5,  // 13: webhooks.v1.UpdateEndpoint.headers:type_name -> webhooks.v1.SealedHeaders
-	20, // 14: webhooks.v1.UpdateEndpoint.secret:type_name -> webhooks.v1.SigningSecret
-	20, // 15: webhooks.v1.UpdateEndpoint.private_key:type_name -> webhooks.v1.SigningSecret
-	20, // 16: webhooks.v1.RotateSecret.secret:type_name -> webhooks.v1.SigningSecret
-	21, // 17: webhooks.v1.CreateConnection.connection:type_name -> webhooks.v1.Connection
-	22, // 18: webhooks.v1.AdoptAccount.subscriptions:type_name -> webhooks.v1.Subscription
-	23, // 19: webhooks.v1.AdoptAccount.failed_invoices:type_name -> webhooks.v1.FailedInvoice
-	15, // 20: webhooks.v1.ConcludeCommand.outcome:type_name -> webhooks.v1.CommandOutcome
-	15, // 21: webhooks.v1.RememberedCommand.outcome:type_name -> webhooks.v1.CommandOutcome
-	19, // 22: webhooks.v1.CommandOutcome.endpoint:type_name -> webhooks.v1.Endpoint
-	21, // 23: webhooks.v1.CommandOutcome.connection:type_name -> webhooks.v1.Connection
-	16, // 24: webhooks.v1.CommandOutcome.deleted:type_name -> webhooks.v1.Deleted
-	17, // 25: webhooks.v1.CommandOutcome.refusal:type_name -> webhooks.v1.Refusal
-	18, // 26: webhooks.v1.Refusal.errors:type_name -> webhooks.v1.FieldError
-	27, // [27:27] is the sub-list for method output_type
-	27, // [27:27] is the sub-list for method input_type
-	27, // [27:27] is the sub-list for extension type_name
-	27, // [27:27] is the sub-list for extension extendee
-	0,  // [0:27] is the sub-list for field type_name
+	15, // 11: webhooks.v1.Command.conclude_command:type_name -> webhooks.v1.ConcludeCommand
+	13, // 12: webhooks.v1.Command.remember_events:type_name -> webhooks.v1.RememberEvents
+	14, // 13: webhooks.v1.Command.account_adopted:type_name -> webhooks.v1.AccountAdopted
+	21, // 14: webhooks.v1.CreateEndpoint.endpoint:type_name -> webhooks.v1.Endpoint
+	5,  // 15: webhooks.v1.UpdateEndpoint.headers:type_name -> webhooks.v1.SealedHeaders
+	22, // 16: webhooks.v1.UpdateEndpoint.secret:type_name -> webhooks.v1.SigningSecret
+	22, // 17: webhooks.v1.UpdateEndpoint.private_key:type_name -> webhooks.v1.SigningSecret
+	22, // 18: webhooks.v1.RotateSecret.secret:type_name -> webhooks.v1.SigningSecret
+	23, // 19: webhooks.v1.CreateConnection.connection:type_name -> webhooks.v1.Connection
+	24, // 20: webhooks.v1.AdoptAccount.subscriptions:type_name -> webhooks.v1.Subscription
+	25, // 21: webhooks.v1.AdoptAccount.failed_invoices:type_name -> webhooks.v1.FailedInvoice
+	17, // 22: webhooks.v1.ConcludeCommand.outcome:type_name -> webhooks.v1.CommandOutcome
+	17, // 23: webhooks.v1.RememberedCommand.outcome:type_name -> webhooks.v1.CommandOutcome
+	21, // 24: webhooks.v1.CommandOutcome.endpoint:type_name -> webhooks.v1.Endpoint
+	23, // 25: webhooks.v1.CommandOutcome.connection:type_name -> webhooks.v1.Connection
+	18, // 26: webhooks.v1.CommandOutcome.deleted:type_name -> webhooks.v1.Deleted
+	19, // 27: webhooks.v1.CommandOutcome.refusal:type_name -> webhooks.v1.Refusal
+	20, // 28: webhooks.v1.Refusal.errors:type_name -> webhooks.v1.FieldError
+	29, // [29:29] is the sub-list for method output_type
+	29, // [29:29] is the sub-list for method input_type
+	29, // [29:29] is the sub-list for extension type_name
+	29, // [29:29] is the sub-list for extension extendee
+	0,  // [0:29] is the sub-list for field type_name
 }
 
 func init() { file_webhooks_v1_command_proto_init() }
@@ -1699,9 +1890,11 @@ func file_webhooks_v1_command_proto_init() {
 		(*Command_ReleaseAccount)(nil),
 		(*Command_AdoptAccount)(nil),
 		(*Command_ConcludeCommand)(nil),
+		(*Command_RememberEvents)(nil),
+		(*Command_AccountAdopted)(nil),
 	}
 	file_webhooks_v1_command_proto_msgTypes[4].OneofWrappers = []any{}
-	file_webhooks_v1_command_proto_msgTypes[15].OneofWrappers = []any{
+	file_webhooks_v1_command_proto_msgTypes[17].OneofWrappers = []any{
 		(*CommandOutcome_Endpoint)(nil),
 		(*CommandOutcome_Connection)(nil),
 		(*CommandOutcome_Deleted)(nil),
@@ -1713,7 +1906,7 @@ func file_webhooks_v1_command_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_webhooks_v1_command_proto_rawDesc), len(file_webhooks_v1_command_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   19,
+			NumMessages:   21,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

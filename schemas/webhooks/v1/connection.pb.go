@@ -181,6 +181,53 @@ func (x *Route) GetLearned() bool {
 	return false
 }
 
+// AccountHolders is what the router knows of an account's organizations beside the connection. Value of the private store
+// `unrouted-held`, key `!holders/<source>/<account>`; there is none where it would be empty.
+type AccountHolders struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The orders of the ReleaseAccount commands whose AccountAdopted has not come yet.
+	HandingOver   []int64 `protobuf:"varint,1,rep,packed,name=handing_over,json=handingOver,proto3" json:"handing_over,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AccountHolders) Reset() {
+	*x = AccountHolders{}
+	mi := &file_webhooks_v1_connection_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AccountHolders) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AccountHolders) ProtoMessage() {}
+
+func (x *AccountHolders) ProtoReflect() protoreflect.Message {
+	mi := &file_webhooks_v1_connection_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AccountHolders.ProtoReflect.Descriptor instead.
+func (*AccountHolders) Descriptor() ([]byte, []int) {
+	return file_webhooks_v1_connection_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *AccountHolders) GetHandingOver() []int64 {
+	if x != nil {
+		return x.HandingOver
+	}
+	return nil
+}
+
 // HeldEvent is a verified event that waits for its account to be connected. Value of the private store
 // `unrouted-held`, key `<source>/<account>/<sequence>`.
 type HeldEvent struct {
@@ -193,7 +240,7 @@ type HeldEvent struct {
 
 func (x *HeldEvent) Reset() {
 	*x = HeldEvent{}
-	mi := &file_webhooks_v1_connection_proto_msgTypes[2]
+	mi := &file_webhooks_v1_connection_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -205,7 +252,7 @@ func (x *HeldEvent) String() string {
 func (*HeldEvent) ProtoMessage() {}
 
 func (x *HeldEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_connection_proto_msgTypes[2]
+	mi := &file_webhooks_v1_connection_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -218,7 +265,7 @@ func (x *HeldEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeldEvent.ProtoReflect.Descriptor instead.
 func (*HeldEvent) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_connection_proto_rawDescGZIP(), []int{2}
+	return file_webhooks_v1_connection_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *HeldEvent) GetBody() []byte {
@@ -246,7 +293,7 @@ type Header struct {
 
 func (x *Header) Reset() {
 	*x = Header{}
-	mi := &file_webhooks_v1_connection_proto_msgTypes[3]
+	mi := &file_webhooks_v1_connection_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -258,7 +305,7 @@ func (x *Header) String() string {
 func (*Header) ProtoMessage() {}
 
 func (x *Header) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_connection_proto_msgTypes[3]
+	mi := &file_webhooks_v1_connection_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -271,7 +318,7 @@ func (x *Header) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Header.ProtoReflect.Descriptor instead.
 func (*Header) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_connection_proto_rawDescGZIP(), []int{3}
+	return file_webhooks_v1_connection_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Header) GetKey() string {
@@ -305,7 +352,9 @@ const file_webhooks_v1_connection_proto_rawDesc = "" +
 	"\x0fcreated_unix_ms\x18\b \x01(\x03R\rcreatedUnixMs\"J\n" +
 	"\x05Route\x12'\n" +
 	"\x0forganization_id\x18\x01 \x01(\tR\x0eorganizationId\x12\x18\n" +
-	"\alearned\x18\x02 \x01(\bR\alearned\"N\n" +
+	"\alearned\x18\x02 \x01(\bR\alearned\"3\n" +
+	"\x0eAccountHolders\x12!\n" +
+	"\fhanding_over\x18\x01 \x03(\x03R\vhandingOver\"N\n" +
 	"\tHeldEvent\x12\x12\n" +
 	"\x04body\x18\x01 \x01(\fR\x04body\x12-\n" +
 	"\aheaders\x18\x02 \x03(\v2\x13.webhooks.v1.HeaderR\aheaders\"0\n" +
@@ -325,15 +374,16 @@ func file_webhooks_v1_connection_proto_rawDescGZIP() []byte {
 	return file_webhooks_v1_connection_proto_rawDescData
 }
 
-var file_webhooks_v1_connection_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
+var file_webhooks_v1_connection_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
 var file_webhooks_v1_connection_proto_goTypes = []any{
-	(*Connection)(nil), // 0: webhooks.v1.Connection
-	(*Route)(nil),      // 1: webhooks.v1.Route
-	(*HeldEvent)(nil),  // 2: webhooks.v1.HeldEvent
-	(*Header)(nil),     // 3: webhooks.v1.Header
+	(*Connection)(nil),     // 0: webhooks.v1.Connection
+	(*Route)(nil),          // 1: webhooks.v1.Route
+	(*AccountHolders)(nil), // 2: webhooks.v1.AccountHolders
+	(*HeldEvent)(nil),      // 3: webhooks.v1.HeldEvent
+	(*Header)(nil),         // 4: webhooks.v1.Header
 }
 var file_webhooks_v1_connection_proto_depIdxs = []int32{
-	3, // 0: webhooks.v1.HeldEvent.headers:type_name -> webhooks.v1.Header
+	4, // 0: webhooks.v1.HeldEvent.headers:type_name -> webhooks.v1.Header
 	1, // [1:1] is the sub-list for method output_type
 	1, // [1:1] is the sub-list for method input_type
 	1, // [1:1] is the sub-list for extension type_name
@@ -352,7 +402,7 @@ func file_webhooks_v1_connection_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_webhooks_v1_connection_proto_rawDesc), len(file_webhooks_v1_connection_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   4,
+			NumMessages:   5,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -1,0 +1,243 @@
+package siege
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/betterdata/webhooks/internal/id"
+	"github.com/betterdata/webhooks/internal/kafka"
+	"github.com/betterdata/webhooks/processor/billing"
+	"github.com/betterdata/webhooks/processor/dedupe"
+	"github.com/betterdata/webhooks/schemas"
+	webhooksv1 "github.com/betterdata/webhooks/schemas/webhooks/v1"
+)
+
+// handOver is a command by which an organization hands something of an account to another, or tells the account's owner that
+// it has taken it over; and how often it is on the log.
+type handOver struct {
+	cmd   *webhooksv1.Command
+	times int
+}
+
+// handOvers are those on the log, by whom each is for and its id.
+type handOvers map[string]*handOver
+
+func handOverKey(to, id string) string { return to + " " + id }
+
+// commandOf is nil for what is none.
+func commandOf(r *kgo.Record) *webhooksv1.Command {
+	cmd := &webhooksv1.Command{}
+	if kafka.ReadHeader(r.Headers, schemas.HeaderType) != schemas.TypeCommand || proto.Unmarshal(r.Value, cmd) != nil {
+		return nil
+	}
+	return cmd
+}
+
+// organizationsOwn reports a command that neither an edge nor the router gives.
+func organizationsOwn(cmd *webhooksv1.Command) bool {
+	return cmd.GetRememberEvents() != nil || cmd.GetAccountAdopted() != nil || cmd.GetAdoptAccount().GetFromOrganizationId() != ""
+}
+
+// findHandOvers reads them, and which events are of accounts.
+func (j *judge) findHandOvers() error {
+	for p := range j.partitions {
+		for _, topic := range [...]string{schemas.Inbound, schemas.InboundUnrouted} {
+			records, err := j.log(topic, p)
+			if err != nil {
+				return err
+			}
+			for _, r := range records {
+				j.findHandOver(topic, r)
+			}
+		}
+	}
+	return nil
+}
+
+func (j *judge) findHandOver(topic string, r *kgo.Record) {
+	if cmd := commandOf(r); cmd == nil {
+		if topic == schemas.InboundUnrouted {
+			j.events[keyOf(r)] = true
+		}
+	} else if organizationsOwn(cmd) {
+		at := handOverKey(string(r.Key), cmd.Id)
+		if j.handOvers[at] == nil {
+			j.handOvers[at] = &handOver{cmd: cmd}
+		}
+		j.handOvers[at].times++
+	}
+}
+
+func keyOf(r *kgo.Record) dedupe.Key {
+	header := func(key string) string { return kafka.ReadHeader(r.Headers, key) }
+	return dedupe.KeyOf(header(schemas.HeaderSource), header(schemas.HeaderAccount), header(schemas.HeaderEventID))
+}
+
+// handedOver compares how often each is on the log with how often it follows.
+func (j *judge) handedOver() {
+	for at, h := range j.handOvers {
+		if h.times != j.follow[at] {
+			j.differ(at, "handed over %d times, expected %d: %v", h.times, j.follow[at], h.cmd)
+		}
+	}
+}
+
+// mark is where an account went that the organization had to release.
+type mark struct {
+	to    string
+	order int64
+}
+
+// moved applies a command that tells of an account, and reports whether it was one.
+func (m *model) moved(cmd *webhooksv1.Command) bool {
+	switch action := cmd.Action.(type) {
+	case *webhooksv1.Command_ReleaseAccount:
+		m.release(cmd, action.ReleaseAccount)
+	case *webhooksv1.Command_RememberEvents:
+		m.remember(cmd, action.RememberEvents)
+	case *webhooksv1.Command_AdoptAccount:
+		m.adopt(cmd, action.AdoptAccount)
+	default:
+		return false
+	}
+	return true
+}
+
+// hands is what the organization must have given: it has the time at which it did.
+func (m *model) hands(to, id string) *webhooksv1.Command {
+	at := handOverKey(to, id)
+	m.follow = append(m.follow, at)
+	if h := m.handOvers[at]; h != nil {
+		return h.cmd
+	}
+	if m.wrong == nil {
+		m.wrong = fmt.Errorf("%s was not handed over", at)
+	}
+	return &webhooksv1.Command{}
+}
+
+func (m *model) release(cmd *webhooksv1.Command, r *webhooksv1.ReleaseAccount) {
+	m.moves++
+	given := m.hands(r.ToOrganizationId, id.Derive(id.Command, "adopt", cmd.Id))
+	released, held := billing.Release(m.state, billing.Move{
+		Organization: m.name, CustomerID: r.Account, CauseID: cmd.Id, AtUnixMS: given.IssuedUnixMs,
+	}, m.plans)
+	m.take(&released)
+	m.committed()
+	want := &webhooksv1.AdoptAccount{
+		Source: r.Source, Account: r.Account, MovedUnixMs: r.MovedUnixMs, Order: r.Order, FromOrganizationId: m.name,
+		Subscriptions: held.Subscriptions, FailedInvoices: held.FailedInvoices,
+		SettledInvoices: held.SettledInvoices, SettledUnixMs: held.SettledUnixMS,
+	}
+	if m.wrong == nil && !proto.Equal(given.GetAdoptAccount(), want) {
+		m.wrong = fmt.Errorf("handed over by %s:\nexpected: %v\nfound: %v", cmd.Id, want, given.GetAdoptAccount())
+	}
+	remembered := id.Derive(id.Command, "remember", cmd.Id, "0")
+	if len(m.seen) > 0 || m.handOvers[handOverKey(r.ToOrganizationId, remembered)] != nil {
+		m.handsEvents(m.hands(r.ToOrganizationId, remembered).GetRememberEvents())
+	}
+	m.marks[schemas.AccountKey(r.Source, r.Account)] = mark{r.ToOrganizationId, r.Order}
+}
+
+// handsEvents compares what is known of an account's events with what was handed over of it. That may have more: what another
+// organization of the partition knows of the same account.
+func (m *model) handsEvents(r *webhooksv1.RememberEvents) {
+	handed, err := remembered(r)
+	for key, known := range m.seen {
+		if err == nil && handed[key] != known {
+			err = fmt.Errorf("event %x is %d and was handed over as %d", key, known, handed[key])
+		}
+	}
+	for key := range handed {
+		if err == nil && !m.events[key] {
+			err = fmt.Errorf("event %x was handed over and is none", key)
+		}
+	}
+	if m.wrong == nil {
+		m.wrong = err
+	}
+}
+
+// eventBytes is what an event takes that is handed over: what its key has beside its account, the day, and what is known.
+const eventBytes = len(dedupe.Key{}) - len(dedupe.Account{}) + 3
+
+func remembered(r *webhooksv1.RememberEvents) (map[dedupe.Key]dedupe.Known, error) {
+	all, account := map[dedupe.Key]dedupe.Known{}, dedupe.AccountOf(r.GetSource(), r.GetAccount())
+	events := r.GetEvents()
+	for ; len(events) >= eventBytes; events = events[eventBytes:] {
+		var key dedupe.Key
+		copy(key[copy(key[:], account[:]):], events)
+		all[key] = dedupe.Known(events[eventBytes-1])
+	}
+	if len(events) > 0 {
+		return nil, errors.New("what was handed over of events ends within one")
+	}
+	return all, nil
+}
+
+func (m *model) remember(cmd *webhooksv1.Command, r *webhooksv1.RememberEvents) {
+	handed, err := remembered(r)
+	if m.wrong == nil {
+		m.wrong = err
+	}
+	for key, known := range handed {
+		if m.seen[key] == dedupe.New || m.seen[key] == dedupe.Dead && known == dedupe.Done {
+			m.seen[key] = known
+			m.handed[key] = true
+		}
+	}
+	m.onward(cmd, r.Source, r.Account, r.Order)
+}
+
+// onward says that a command goes on to where the account has gone since.
+func (m *model) onward(cmd *webhooksv1.Command, source, account string, order int64) bool {
+	gone, moved := m.marks[schemas.AccountKey(source, account)]
+	if !moved || gone.order <= order {
+		return false
+	}
+	m.hands(gone.to, cmd.Id)
+	return true
+}
+
+func (m *model) adopt(cmd *webhooksv1.Command, a *webhooksv1.AdoptAccount) {
+	if m.onward(cmd, a.Source, a.Account, a.Order) {
+		return
+	}
+	account := schemas.AccountKey(a.Source, a.Account)
+	delete(m.marks, account)
+	if a.FromOrganizationId == "" {
+		return // the router's, which knows nothing of the account
+	}
+	answer := m.hands(account, id.Derive(id.Command, "adopted", cmd.Id))
+	adopted := billing.Adopt(m.state, billing.Move{
+		Organization: m.name, CustomerID: a.Account, CauseID: cmd.Id, AtUnixMS: answer.IssuedUnixMs,
+	}, billing.Holding{
+		Subscriptions: a.Subscriptions, FailedInvoices: a.FailedInvoices,
+		SettledInvoices: a.SettledInvoices, SettledUnixMS: a.SettledUnixMs,
+	}, m.plans)
+	m.take(&adopted)
+	m.committed()
+}
+
+// marksAre compares the marks of a partition's organizations with those on the log.
+func (j *judge) marksAre(models map[string]*model) {
+	left := maps.Clone(j.marks)
+	for org, m := range models {
+		for account, gone := range m.marks {
+			key := "moved/" + org + "/" + account
+			found := &webhooksv1.MovedAccount{}
+			_ = proto.Unmarshal(left[key], found)
+			if found.OrganizationId != gone.to || found.Order != gone.order {
+				j.differ(org, "%s was moved to %s, and the mark says: %v", account, gone.to, found)
+			}
+			delete(left, key)
+		}
+	}
+	for key := range left {
+		j.differ(key, "a mark that follows from nothing")
+	}
+}

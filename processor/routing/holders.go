@@ -1,0 +1,65 @@
+package routing
+
+import (
+	"fmt"
+	"slices"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/betterdata/webhooks/schemas"
+	webhooksv1 "github.com/betterdata/webhooks/schemas/webhooks/v1"
+)
+
+// holdersPrefix begins the key of what is kept of an account's organizations beside its connection.
+const holdersPrefix = "!holders/"
+
+// holders is empty where nothing is kept.
+func (u unit) holders(account string) (*webhooksv1.AccountHolders, error) {
+	holders := &webhooksv1.AccountHolders{}
+	value, ok, err := u.tx.Get(schemas.UnroutedHeld, []byte(holdersPrefix+account))
+	if err != nil || !ok {
+		return holders, err
+	}
+	if err := proto.Unmarshal(value, holders); err != nil {
+		return nil, fmt.Errorf("decode holders of %s: %w", account, err)
+	}
+	return holders, nil
+}
+
+func (u unit) putHolders(account string, holders *webhooksv1.AccountHolders) error {
+	if proto.Size(holders) == 0 {
+		u.tx.Delete(schemas.UnroutedHeld, []byte(holdersPrefix+account))
+		return nil
+	}
+	return u.put(schemas.UnroutedHeld, holdersPrefix+account, holders)
+}
+
+// await closes an account's route until the organization that this unit tells to release the account has handed it over.
+func (u unit) await(account string) error {
+	holders, err := u.holders(account)
+	if err != nil {
+		return err
+	}
+	holders.HandingOver = append(holders.HandingOver, u.order)
+	u.tx.Delete(schemas.Routes, []byte(account))
+	return u.putHolders(account, holders)
+}
+
+// adopted goes on once the last of an account's hand-overs has arrived. With several under way it may have gone through
+// several hands, in any order.
+func (u unit) adopted(a *webhooksv1.AccountAdopted) error {
+	account := schemas.AccountKey(a.Source, a.Account)
+	holders, err := u.holders(account)
+	if err != nil {
+		return err
+	}
+	at := slices.Index(holders.HandingOver, a.Order)
+	if at < 0 {
+		return nil
+	}
+	holders.HandingOver = slices.Delete(holders.HandingOver, at, at+1)
+	if err := u.putHolders(account, holders); err != nil || len(holders.HandingOver) > 0 {
+		return err
+	}
+	return u.goOn(account)
+}
