@@ -130,7 +130,7 @@ func (r *Reads) billing(ctx *fasthttp.RequestCtx, _ httpapi.Principal) error {
 	if err != nil {
 		return err
 	}
-	if !found {
+	if !found || !billing.Begun(record) {
 		return httpapi.NotFound()
 	}
 	httpapi.WriteJSON(ctx, http.StatusOK, billing.ViewRecord(record))

@@ -198,9 +198,11 @@ func TestEntitlementsSayHowOldTheyMayBe(t *testing.T) {
 func TestBilling(t *testing.T) {
 	r := newRig(t, nil)
 	require.Equal(t, http.StatusNotFound, r.get("/v1/orgs/org_1/billing").Response.StatusCode())
-	r.billing.put(t, org, &webhooksv1.BillingRecord{OrganizationId: org, Plan: "FREE", CustomerIds: []string{"cus_1"}})
+	r.billing.put(t, org, &webhooksv1.BillingRecord{OrganizationId: org, Plan: "FREE", SettledInvoices: []uint64{1}, SettledUnixMs: []int64{1}})
+	require.Equal(t, http.StatusNotFound, r.get("/v1/orgs/org_1/billing").Response.StatusCode(), "no event has come yet")
+	r.billing.put(t, org, &webhooksv1.BillingRecord{OrganizationId: org, Plan: "FREE", CustomerIds: []string{"cus_1"}, CreatedUnixMs: 1})
 	require.Equal(t, []any{"cus_1"}, r.getJSON("/v1/orgs/org_1/billing")["customerIds"])
-	require.Equal(t, []string{org, org}, r.billing.barriers)
+	require.Equal(t, []string{org, org, org}, r.billing.barriers)
 }
 
 func TestManagementReadsAre503BehindTheirBarrier(t *testing.T) {

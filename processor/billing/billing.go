@@ -76,6 +76,10 @@ type State struct {
 	Snapshot *webhooksv1.TenantCapabilitySnapshot
 }
 
+// Begun reports whether an event of the organization, or one that it took over, has been used. The record of one that took
+// over settled invoices and nothing else is there before.
+func Begun(record *webhooksv1.BillingRecord) bool { return record.GetCreatedUnixMs() != 0 }
+
 // Result is what an event or a timer did.
 type Result struct {
 	State State

@@ -61,16 +61,20 @@ func Release(s State, m Move, p *plans.Plans) (r Result, released Holding) {
 }
 
 // Adopt gives what is known of a customer to the organization that holds it now. Events of the customer may have come
-// before: what is known from either side is merged.
+// before: what is known from either side is merged. Where there are settled invoices and nothing else, the record keeps them, so
+// that a failure that comes late opens none, and says nothing that can be seen.
 func Adopt(s State, m Move, in Holding, p *plans.Plans) (r Result) {
 	r.State = s
-	if len(in.Subscriptions) == 0 && len(in.FailedInvoices) == 0 {
+	settled, seen := min(len(in.SettledInvoices), len(in.SettledUnixMS)), len(in.Subscriptions)+len(in.FailedInvoices) > 0
+	if !seen && settled == 0 {
 		return r
 	}
 	if r.State.Record == nil {
 		r.State.Record = &webhooksv1.BillingRecord{OrganizationId: m.Organization, Plan: p.Default.Name}
 	}
-	r.expire(m.AtUnixMS, p)
+	if seen {
+		r.expire(m.AtUnixMS, p)
+	}
 	for _, sub := range in.Subscriptions {
 		mergeSubscription(r.State.Record, sub, p)
 		see(r.State.Record, sub.CustomerId, sub.Position.GetEventUnixMs())
@@ -79,10 +83,13 @@ func Adopt(s State, m Move, in Holding, p *plans.Plans) (r Result) {
 		see(r.State.Record, f.CustomerId, f.LastFailedUnixMs)
 		fail(r.State.Record, f)
 	}
-	for i := range min(len(in.SettledInvoices), len(in.SettledUnixMS)) {
-		settle(r.State.Record, in.SettledInvoices[i], in.SettledUnixMS[i])
+	for i := range settled {
+		changed, _ := settle(r.State.Record, in.SettledInvoices[i], in.SettledUnixMS[i])
+		r.RecordChanged = r.RecordChanged || changed
 	}
-	r.moved(m, p)
+	if seen {
+		r.moved(m, p)
+	}
 	return r
 }
 

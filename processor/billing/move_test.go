@@ -66,3 +66,41 @@ func TestAMoveThatChangesNothingIsNotTold(t *testing.T) {
 	other, _ := Release(copyOf(gone), Move{org, "cus_other", "cmd_1", 0}, p)
 	require.Len(t, other.State.Record.Subscriptions, 1)
 }
+
+// An invoice that never failed is known by a hash alone.
+func TestASettledInvoiceIsKnownWhereTheCustomerWasMovedTo(t *testing.T) {
+	p := parsedPlans(t)
+	from, _ := apply(t, p, inv{"evt_1", InvoicePaid, "in_1", 500, period1})
+	_, held := Release(from, Move{org, "cus_1", "cmd_1", 1000 * period2}, p)
+	require.Empty(t, held.Subscriptions)
+	require.Empty(t, held.FailedInvoices)
+
+	adopted := Adopt(State{}, Move{"org_2", "cus_1", "cmd_2", 1000 * period2}, held, p)
+	require.True(t, adopted.RecordChanged)
+	require.False(t, adopted.SnapshotChanged)
+	require.Empty(t, adopted.Updates)
+	require.Zero(t, adopted.State.Record.SnapshotVersion)
+	require.False(t, Begun(adopted.State.Record))
+	require.False(t, Adopt(copyOf(adopted.State), Move{"org_2", "cus_1", "cmd_2", 1000 * period2}, held, p).RecordChanged, "it is known")
+
+	_, held = Release(copyOf(adopted.State), Move{"org_2", "cus_1", "cmd_3", 1000 * period2}, p)
+	on := Adopt(State{}, Move{"org_3", "cus_1", "cmd_4", 1000 * period2}, held, p)
+	for name, state := range map[string]State{"after a move": adopted.State, "after another": on.State} {
+		t.Run(name, func(t *testing.T) {
+			r := Apply(state, inv{"evt_2", PaymentFailed, "in_1", 500, period1 - 1}.event(t), p)
+			require.True(t, Begun(r.State.Record))
+			require.Len(t, r.State.Record.FailedInvoices, 1)
+			require.Equal(t, 1000*period1, r.State.Record.FailedInvoices[0].EndedUnixMs, "it opens no alert")
+		})
+	}
+}
+
+func TestASettledInvoiceEndsOneThatIsOpenWhereTheCustomerWasMovedTo(t *testing.T) {
+	p := parsedPlans(t)
+	from, _ := apply(t, p, inv{"evt_1", InvoicePaid, "in_1", 500, period2})
+	_, held := Release(from, Move{org, "cus_1", "cmd_1", 1000 * period2}, p)
+	before, _ := apply(t, p, inv{"evt_2", PaymentFailed, "in_1", 500, period1})
+	r := Adopt(before, Move{org, "cus_1", "cmd_2", 1000 * period2}, held, p)
+	require.True(t, r.RecordChanged)
+	require.Equal(t, 1000*period2, r.State.Record.FailedInvoices[0].EndedUnixMs)
+}
