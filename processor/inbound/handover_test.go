@@ -143,6 +143,15 @@ func (w *world) connect(org string) {
 	}}})
 }
 
+// disconnect takes the connection away that there is.
+func (w *world) disconnect() {
+	connection := &webhooksv1.Connection{}
+	require.NoError(w.t, proto.Unmarshal(w.tasks[owner].Get(schemas.Connections, []byte("stripe/cus_1")), connection))
+	w.command(connection.OrganizationId, &webhooksv1.Command{Action: &webhooksv1.Command_DeleteConnection{DeleteConnection: &webhooksv1.DeleteConnection{
+		ConnectionId: connection.Id, Source: "stripe", Account: "cus_1",
+	}}})
+}
+
 func (w *world) command(org string, cmd *webhooksv1.Command) {
 	cmd.Id, cmd.OrganizationId = id.New(id.Command), org
 	value, err := proto.Marshal(cmd)
@@ -214,6 +223,30 @@ func TestAnEventThatIsSentAgainAfterAMoveHasNoEffect(t *testing.T) {
 			})
 		}
 	}
+}
+
+// Nobody holds the account when it is connected: the organization that had it last is told all the same.
+func TestWhoIsConnectedNextHasWhatTheLastKnew(t *testing.T) {
+	w := newWorld(t)
+	w.connect("org_a")
+	w.settle()
+	events := []*kgo.Record{w.event(billing.SubscriptionCreated), w.event(billing.PaymentFailed)}
+	for _, e := range events {
+		w.send(e, 0)
+	}
+	w.settle()
+	w.disconnect()
+	w.settle()
+	require.Equal(t, "SCM_PRO", w.record("org_a").Plan, "until another is connected")
+
+	w.connect("org_b")
+	w.send(events[1], 0)
+	w.settle()
+	require.Equal(t, "FREE", w.record("org_a").Plan)
+	require.Empty(t, w.record("org_a").FailedInvoices)
+	require.Equal(t, "SCM_PRO", w.record("org_b").Plan)
+	require.Len(t, w.record("org_b").FailedInvoices, 1)
+	require.Equal(t, map[string][]string{"evt_001": {"org_a"}, "evt_002": {"org_a"}}, w.effects())
 }
 
 // It is not yet known to the second organization while the first stands still.
@@ -348,7 +381,7 @@ func TestOneEffectWhoeverHoldsTheAccount(t *testing.T) {
 		events := []*kgo.Record{w.event(billing.SubscriptionCreated)}
 		w.send(events[0], 0)
 		for range rapid.IntRange(1, 60).Draw(t, "steps") {
-			switch rapid.SampledFrom([]string{"take", "take", "take", "take", "send", "again", "again", "connect", "crash"}).Draw(t, "step") {
+			switch rapid.SampledFrom([]string{"take", "take", "take", "take", "send", "again", "again", "connect", "disconnect", "crash"}).Draw(t, "step") {
 			case "take":
 				w.take(rapid.SampledFrom(append(organizations, owner)).Draw(t, "who"))
 			case "send":
@@ -360,10 +393,13 @@ func TestOneEffectWhoeverHoldsTheAccount(t *testing.T) {
 			case "connect":
 				holder = rapid.SampledFrom(organizations).Draw(t, "to")
 				w.connect(holder)
+			case "disconnect":
+				w.disconnect()
 			case "crash":
 				w.tasks[rapid.SampledFrom(append(organizations, owner)).Draw(t, "who")].Crash()
 			}
 		}
+		w.connect(holder) // it may have been disconnected
 		w.settle()
 		require.Equal(t, holder, w.routes[len(w.routes)-1])
 		effects := w.effects()

@@ -110,16 +110,23 @@ func (u unit) connect(account string, cmd *webhooksv1.Command, create *webhooksv
 	if err := u.put(schemas.Connections, account, made); err != nil {
 		return nil, nil, err
 	}
-	if err := u.tell(cmd, made, current.GetOrganizationId()); err != nil {
+	holder, err := u.holder(account, current)
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := u.tell(cmd, made, holder); err != nil {
 		return nil, nil, err
 	}
 	return made, nil, u.goOn(account)
 }
 
 // tell lets the organizations know of a new connection: the one that held the account, "" for none, has to hand it over,
-// and one that nobody hands anything must no longer send on what comes to it.
+// and one that nobody hands anything must no longer send on what comes to it. Who is connected again has it still.
 func (u unit) tell(cmd *webhooksv1.Command, made *webhooksv1.Connection, holder string) error {
 	org := made.OrganizationId
+	if holder == org {
+		return nil
+	}
 	if holder != "" {
 		org = holder
 		if err := u.await(schemas.AccountKey(made.Source, made.Account)); err != nil {
@@ -145,7 +152,8 @@ func (u unit) tell(cmd *webhooksv1.Command, made *webhooksv1.Connection, holder 
 	return nil
 }
 
-// disconnect takes connection and route away: later events are held again, as are those not handed on yet.
+// disconnect takes connection and route away: later events are held again, as are those not handed on yet. The organization
+// keeps what it knows of the account until another one is connected.
 func (u unit) disconnect(account string, cmd *webhooksv1.Command, remove *webhooksv1.DeleteConnection) (*httpapi.Problem, error) {
 	current, err := u.connection(account)
 	if err != nil {
@@ -157,5 +165,5 @@ func (u unit) disconnect(account string, cmd *webhooksv1.Command, remove *webhoo
 	u.tx.Delete(schemas.Connections, []byte(account))
 	u.tx.Delete(schemas.Routes, []byte(account))
 	u.rest(account)
-	return nil, nil
+	return nil, u.leave(account, current.OrganizationId)
 }

@@ -45,6 +45,31 @@ func (u unit) await(account string) error {
 	return u.putHolders(account, holders)
 }
 
+// leave notes who was connected, when that ends.
+func (u unit) leave(account, organization string) error {
+	holders, err := u.holders(account)
+	if err != nil {
+		return err
+	}
+	holders.LastOrganizationId = organization
+	return u.putHolders(account, holders)
+}
+
+// holder is who holds an account that is about to be connected: the organization that is connected, else the one that was last,
+// which is forgotten by that.
+func (u unit) holder(account string, current *webhooksv1.Connection) (string, error) {
+	if current != nil {
+		return current.OrganizationId, nil
+	}
+	holders, err := u.holders(account)
+	last := holders.GetLastOrganizationId()
+	if err != nil || last == "" {
+		return "", err
+	}
+	holders.LastOrganizationId = ""
+	return last, u.putHolders(account, holders)
+}
+
 // adopted goes on once the last of an account's hand-overs has arrived. With several under way it may have gone through
 // several hands, in any order.
 func (u unit) adopted(a *webhooksv1.AccountAdopted) error {

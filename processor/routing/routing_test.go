@@ -265,7 +265,7 @@ func TestChangesOfAConnectionAreInOrderWhateverTheClockSays(t *testing.T) {
 	moved := w.Process(connect("org_2", "cus_1", true))
 	w.Process(disconnect("org_2", "cus_1", w.outcome(moved).GetConnection().Id))
 	w.Now = w.Now.Add(-time.Hour)
-	again := w.told(w.Process(connect("org_1", "cus_1", false)))[0].GetAdoptAccount()
+	again := w.told(w.Process(connect("org_1", "cus_1", false)))[0].GetReleaseAccount()
 	require.Greater(t, again.Order, w.told(moved)[0].GetReleaseAccount().Order)
 }
 
@@ -365,9 +365,9 @@ func TestOrganizationsAreToldOfTheirAccounts(t *testing.T) {
 	var moved webhooksv1.Connection
 	require.NoError(t, proto.Unmarshal(w.Get(schemas.Connections, []byte("stripe/cus_1")), &moved))
 	w.Process(disconnect("org_2", "cus_1", moved.Id))
-	w.Process(event("evt_1", "cus_1", handled, ""))
-	out := w.Process(event("evt_2", "cus_1", handled, "org_1"))
-	adopted(out, "org_1")
+	w.Process(event("evt_1", "cus_2", handled, ""))
+	out := w.Process(event("evt_2", "cus_2", handled, "org_1"))
+	require.Equal(t, "cus_2", w.told(out)[0].GetAdoptAccount().GetAccount())
 	require.Equal(t, schemas.TypeCommand, kafka.ReadHeader(out.Topic(schemas.Inbound)[0].Headers, schemas.HeaderType), "before the events")
 }
 
@@ -392,7 +392,60 @@ func TestDisconnect(t *testing.T) {
 	require.NotNil(t, w.outcome(w.Process(disconnect("org_1", "cus_1", made.Id))).GetDeleted())
 	require.Empty(t, w.route("cus_1"))
 	require.Empty(t, handedOn(w.Process(event("evt_1", "cus_1", handled, ""))))
-	require.Equal(t, []string{"org_2 evt_1 held"}, handedOn(w.Process(connect("org_2", "cus_1", false))))
+	require.Equal(t, []string{"org_2 evt_1 held"}, handedOn(w.handOver(w.Process(connect("org_2", "cus_1", false)))))
+}
+
+func TestWhoWasConnectedLastHandsTheAccountOver(t *testing.T) {
+	for name, next := range map[string]*kgo.Record{
+		"a connection by API":     connect("org_2", "cus_1", false),
+		"a connection by a move":  connect("org_2", "cus_1", true),
+		"one that an event names": event("evt_1", "cus_1", handled, "org_2"),
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			made := w.outcome(w.Process(connect("org_1", "cus_1", false))).GetConnection()
+			w.Process(disconnect("org_1", "cus_1", made.Id))
+			require.Empty(t, w.Keys(schemas.Connections))
+			w.Crash()
+
+			out := w.Process(next)
+			told := w.told(out)
+			require.Len(t, told, 1)
+			require.Equal(t, "org_1", told[0].OrganizationId)
+			require.Equal(t, "org_2", told[0].GetReleaseAccount().GetToOrganizationId())
+			require.Empty(t, w.route("cus_1"))
+			w.Crash()
+			w.handOver(out)
+			require.Equal(t, "org_2", w.route("cus_1"))
+			require.Empty(t, w.Keys(schemas.UnroutedHeld), "and is forgotten")
+		})
+	}
+}
+
+func TestWhoIsConnectedAgainHasTheAccountStill(t *testing.T) {
+	for name, next := range map[string]*kgo.Record{
+		"by API":      connect("org_1", "cus_1", false),
+		"by an event": event("evt_1", "cus_1", handled, "org_1"),
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			made := w.outcome(w.Process(connect("org_1", "cus_1", false))).GetConnection()
+			w.Process(disconnect("org_1", "cus_1", made.Id))
+			require.Empty(t, w.told(w.Process(next)))
+			require.Equal(t, "org_1", w.route("cus_1"))
+			require.Empty(t, w.Keys(schemas.UnroutedHeld))
+		})
+	}
+}
+
+func TestADisconnectionThatIsAbortedLeavesNoTrace(t *testing.T) {
+	w := newWorld(t)
+	made := w.outcome(w.Process(connect("org_1", "cus_1", false))).GetConnection()
+	w.Abort(disconnect("org_1", "cus_1", made.Id))
+	require.Equal(t, "org_1", w.route("cus_1"))
+	require.Empty(t, w.Keys(schemas.UnroutedHeld))
+	w.Redeliver()
+	require.Equal(t, []string{"!holders/stripe/cus_1"}, w.Keys(schemas.UnroutedHeld))
 }
 
 // A command that the organization's owner handed on is concluded there, and answered there.
@@ -511,7 +564,7 @@ func TestMoveAndDisconnectWhileHandingOn(t *testing.T) {
 	require.NoError(t, proto.Unmarshal(w.Get(schemas.Connections, []byte("stripe/cus_1")), &connection))
 	connectionID = connection.Id
 	w.Process(disconnect("org_2", "cus_1", connectionID))
-	rest := len(w.Keys(schemas.UnroutedHeld))
+	rest := len(w.Keys(schemas.UnroutedHeld)) - 1 // and who held the account
 	require.Equal(t, 600-first-len(moved), rest, "what was not handed on is kept, without a marker")
 	require.Empty(t, handedOn(w.Advance(w.Now)))
 }

@@ -57,7 +57,7 @@ func (u unit) event(in *kgo.Record, e *event) error {
 		return u.row(account, e.row("", schemas.OutcomeIgnored, reasonUnhandled))
 	}
 	if e.named != "" {
-		return u.learn(in, e)
+		return u.learnFirst(in, e)
 	}
 	u.counts[resultHeld]++
 	if err := u.hold(in, account); err != nil {
@@ -70,7 +70,7 @@ func (u unit) event(in *kgo.Record, e *event) error {
 // from an event that names another organization; what was made by API is not.
 func (u unit) connected(in *kgo.Record, e *event, connection *webhooksv1.Connection) error {
 	if destination(connection, e.named) != connection.OrganizationId {
-		return u.learn(in, e)
+		return u.learn(in, e, "")
 	}
 	_, live, err := u.tx.Get(schemas.Routes, []byte(e.key()))
 	if err != nil {
@@ -106,8 +106,18 @@ func (u unit) withoutAccount(in *kgo.Record, e *event) error {
 	return u.dead(in, e, reasonNoAccount)
 }
 
-// learn connects the account to the organization that its event names. The event takes its place behind those held.
-func (u unit) learn(in *kgo.Record, e *event) error {
+// learnFirst learns the organization of an account that none is connected to.
+func (u unit) learnFirst(in *kgo.Record, e *event) error {
+	holder, err := u.holder(e.key(), nil)
+	if err != nil {
+		return err
+	}
+	return u.learn(in, e, holder)
+}
+
+// learn connects the account to the organization that its event names, and has it handed over by the one that holds it, ""
+// for none. The event takes its place behind those held.
+func (u unit) learn(in *kgo.Record, e *event, holder string) error {
 	u.counts[resultLearned]++
 	account, org := e.key(), e.named
 	learned := &webhooksv1.Connection{
@@ -117,7 +127,7 @@ func (u unit) learn(in *kgo.Record, e *event) error {
 	if err := u.put(schemas.Connections, account, learned); err != nil {
 		return err
 	}
-	if err := u.tell(&webhooksv1.Command{Id: e.eventID}, learned, ""); err != nil {
+	if err := u.tell(&webhooksv1.Command{Id: e.eventID}, learned, holder); err != nil {
 		return err
 	}
 	holders, err := u.holders(account)

@@ -1,6 +1,7 @@
 package siege
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"slices"
@@ -10,6 +11,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/betterdata/webhooks/internal/cloudevent"
+	"github.com/betterdata/webhooks/internal/httpapi"
 	"github.com/betterdata/webhooks/internal/id"
 	"github.com/betterdata/webhooks/internal/kafka"
 	"github.com/betterdata/webhooks/internal/resource"
@@ -22,6 +24,8 @@ import (
 type account struct {
 	key        string
 	connection *webhooksv1.Connection
+	// last held the account before it was disconnected.
+	last string
 	// held are the events that wait, by their ids, handingOver the hand-overs that they wait for.
 	held        []string
 	handingOver []int64
@@ -46,7 +50,11 @@ func (a *account) apply(r *kgo.Record) error {
 			a.handOn()
 			return nil
 		}
-		a.connect(cmd, r.Offset+1)
+		if cmd.GetDeleteConnection() != nil {
+			a.disconnect(cmd)
+		} else {
+			a.connect(cmd, r.Offset+1)
+		}
 		return nil
 	}
 	event, row := header(schemas.HeaderEventID), a.row(header, r)
@@ -77,7 +85,7 @@ func (a *account) tell(org string, what ...string) { a.told[org] = append(a.told
 
 // handOn gives what is held to the organization, once all of the account is there.
 func (a *account) handOn() {
-	if len(a.handingOver) == 0 {
+	if len(a.handingOver) == 0 && a.connection != nil {
 		a.tell(a.connection.OrganizationId, a.held...)
 		a.held = nil
 	}
@@ -93,20 +101,33 @@ func (a *account) row(header func(string) string, r *kgo.Record) *webhooksv1.Inb
 
 func (a *account) connect(cmd *webhooksv1.Command, order int64) {
 	if a.connection.GetOrganizationId() != cmd.OrganizationId {
-		if a.connection == nil {
+		switch holder := cmp.Or(a.connection.GetOrganizationId(), a.last); holder {
+		case cmd.OrganizationId: // it has the account still
+		case "":
 			a.tell(cmd.OrganizationId, "adopt "+a.key)
-		} else {
-			a.tell(a.connection.OrganizationId, fmt.Sprintf("release %s to %s, order %d", a.key, cmd.OrganizationId, order))
+		default:
+			a.tell(holder, fmt.Sprintf("release %s to %s, order %d", a.key, cmd.OrganizationId, order))
 			a.handingOver = append(a.handingOver, order)
 		}
 		a.connection = proto.CloneOf(cmd.GetCreateConnection().Connection)
-		a.connection.OrganizationId = cmd.OrganizationId
+		a.connection.OrganizationId, a.last = cmd.OrganizationId, ""
 		a.handOn()
 	}
 	a.connection.Learned = false // who asks for what was learnt has it by API
 	a.outcomes = append(a.outcomes, canonical(&webhooksv1.CommandOutcome{
 		CommandId: cmd.Id, Result: &webhooksv1.CommandOutcome_Connection{Connection: a.connection},
 	}))
+}
+
+// disconnect takes the connection away, if it is the one that is meant.
+func (a *account) disconnect(cmd *webhooksv1.Command) {
+	outcome := &webhooksv1.CommandOutcome{CommandId: cmd.Id, Result: &webhooksv1.CommandOutcome_Deleted{Deleted: &webhooksv1.Deleted{}}}
+	if a.connection == nil || a.connection.Id != cmd.GetDeleteConnection().ConnectionId || a.connection.OrganizationId != cmd.OrganizationId {
+		outcome.Result = &webhooksv1.CommandOutcome_Refusal{Refusal: resource.Refusal(httpapi.NotFound())}
+	} else {
+		a.connection, a.last = nil, a.connection.OrganizationId
+	}
+	a.outcomes = append(a.outcomes, canonical(outcome))
 }
 
 // accounts judges the tables of a partition's accounts, and says what the router must have written elsewhere.
@@ -181,10 +202,16 @@ func (j *judge) account(a *account, connections, routes, held map[string][]byte)
 		waits[i] = waits[i][21:]
 	}
 	j.sequence(a.key, schemas.UnroutedHeld, a.held, waits)
+	maps.Copy(j.forwarded, a.told)
 	if a.connection == nil {
+		holders := &webhooksv1.AccountHolders{}
+		_ = proto.Unmarshal(held["!holders/"+a.key], holders)
+		if holders.LastOrganizationId != a.last || len(holders.HandingOver) > 0 {
+			j.differ(a.key, "on %s, expected %q to have held it last: %v", schemas.UnroutedHeld, a.last, holders)
+		}
+		delete(held, "!holders/"+a.key)
 		return
 	}
-	maps.Copy(j.forwarded, a.told)
 	connection, route := &webhooksv1.Connection{}, &webhooksv1.Route{}
 	_, _ = proto.Unmarshal(connections[a.key], connection), proto.Unmarshal(routes[a.key], route)
 	if canonical(connection) != canonical(a.connection) {

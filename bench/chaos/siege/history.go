@@ -32,11 +32,12 @@ type organization struct {
 	endpoints      [][]string // their patterns
 	rng            *rand.Rand
 
-	// sent counts what has been sent, known is set once its account can be known, connections counts how often it was
-	// connected.
+	// sent counts what has been sent, known is set once its account can be known. connections counts how often that was
+	// connected, and connection is the last of the commands that made one, nil while it is disconnected.
 	sent        int
 	known       bool
 	connections int
+	connection  *webhooksv1.Command
 
 	subscriptions []*subscription
 	made          int
@@ -71,7 +72,7 @@ func wayOf(n int) way {
 		return connected
 	case 11:
 		return learnt
-	case 15:
+	case 13, 15:
 		return moving
 	case 19:
 		if n%100 == 19 {
@@ -119,6 +120,9 @@ func (o *organization) next(now time.Time) *message {
 		return o.connect(o.name)
 	}
 	if o.way == moving && o.known && o.rng.IntN(moveAfter) == 0 {
+		if o.connection != nil && o.rng.IntN(4) == 0 {
+			return o.disconnect()
+		}
 		return o.connect(o.holders()[o.rng.IntN(3)])
 	}
 	for i, m := range o.late {
@@ -187,11 +191,27 @@ func (o *organization) createEndpoint(n int) *message {
 func (o *organization) connect(to string) *message {
 	o.connections++
 	n := fmt.Sprint(o.connections)
-	return &message{command: &webhooksv1.Command{
+	command := &webhooksv1.Command{
 		Id: id.Derive(id.Command, o.name, "connect", n), OrganizationId: to, KeyId: "admin",
 		Action: &webhooksv1.Command_CreateConnection{CreateConnection: &webhooksv1.CreateConnection{Move: true, Connection: &webhooksv1.Connection{
 			Id: id.Derive(id.Connection, o.name, n), Source: schemas.SourceStripe, Account: o.customer, Status: resource.ConnectionActive,
 		}}},
+	}
+	if o.connection.GetOrganizationId() != to {
+		o.connection = command
+	}
+	return &message{command: command}
+}
+
+// disconnect takes the connection away that there is.
+func (o *organization) disconnect() *message {
+	made := o.connection
+	o.connection = nil
+	return &message{command: &webhooksv1.Command{
+		Id: id.Derive(id.Command, made.Id, "disconnect"), OrganizationId: made.OrganizationId, KeyId: "admin",
+		Action: &webhooksv1.Command_DeleteConnection{DeleteConnection: &webhooksv1.DeleteConnection{
+			ConnectionId: made.GetCreateConnection().Connection.Id, Source: schemas.SourceStripe, Account: o.customer,
+		}},
 	}}
 }
 

@@ -222,6 +222,17 @@ func TestTheJudgeSeesWhatIsWrong(t *testing.T) {
 		"an account of another organization":  alter(schemas.Connections, func(m *webhooksv1.Connection) { m.OrganizationId = "org_other" }),
 		"a route that leads elsewhere":        alter(schemas.Routes, func(m *webhooksv1.Route) { m.OrganizationId = "org_other" }),
 		"a held event that is gone":           func(t *testing.T, l paper) { l[schemas.UnroutedHeld] = nil },
+		"an event that was not handed over": func(t *testing.T, l paper) {
+			records := slices.Clone(l[schemas.Inbound][0])
+			at := slices.IndexFunc(records, func(r *kgo.Record) bool { return commandOf(r).GetRememberEvents() != nil })
+			require.GreaterOrEqual(t, at, 0)
+			cmd, without := commandOf(records[at]), *records[at]
+			cmd.GetRememberEvents().Events = cmd.GetRememberEvents().Events[eventBytes:]
+			var err error
+			without.Value, err = proto.Marshal(cmd)
+			require.NoError(t, err)
+			records[at], l[schemas.Inbound][0] = &without, records
+		},
 		"events of an organization in another order": func(t *testing.T, l paper) {
 			p, records := some(t, l, schemas.Events)
 			org := records[0].Key

@@ -115,7 +115,7 @@ func (l *load) finish(ctx context.Context) error {
 // write sends a message to where the edge would.
 func (l *load) write(o *organization, m *message) {
 	topic, key, r := schemas.Inbound, o.name, record(o, m, time.Now())
-	if o.way != direct && (m.command == nil || m.command.GetCreateConnection() != nil) {
+	if o.way != direct && (m.command == nil || m.command.GetCreateEndpoint() == nil) {
 		topic, key = schemas.InboundUnrouted, o.account()
 	}
 	partition := l.cluster.PartitionOf(key)

@@ -186,9 +186,12 @@ func (x *Route) GetLearned() bool {
 type AccountHolders struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The orders of the ReleaseAccount commands whose AccountAdopted has not come yet.
-	HandingOver   []int64 `protobuf:"varint,1,rep,packed,name=handing_over,json=handingOver,proto3" json:"handing_over,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	HandingOver []int64 `protobuf:"varint,1,rep,packed,name=handing_over,json=handingOver,proto3" json:"handing_over,omitempty"`
+	// The organization that was connected last, while none is: it keeps what it knows of the account until another one is
+	// connected.
+	LastOrganizationId string `protobuf:"bytes,2,opt,name=last_organization_id,json=lastOrganizationId,proto3" json:"last_organization_id,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
 }
 
 func (x *AccountHolders) Reset() {
@@ -226,6 +229,13 @@ func (x *AccountHolders) GetHandingOver() []int64 {
 		return x.HandingOver
 	}
 	return nil
+}
+
+func (x *AccountHolders) GetLastOrganizationId() string {
+	if x != nil {
+		return x.LastOrganizationId
+	}
+	return ""
 }
 
 // HeldEvent is a verified event that waits for its account to be connected. Value of the private store
@@ -352,9 +362,10 @@ const file_webhooks_v1_connection_proto_rawDesc = "" +
 	"\x0fcreated_unix_ms\x18\b \x01(\x03R\rcreatedUnixMs\"J\n" +
 	"\x05Route\x12'\n" +
 	"\x0forganization_id\x18\x01 \x01(\tR\x0eorganizationId\x12\x18\n" +
-	"\alearned\x18\x02 \x01(\bR\alearned\"3\n" +
+	"\alearned\x18\x02 \x01(\bR\alearned\"e\n" +
 	"\x0eAccountHolders\x12!\n" +
-	"\fhanding_over\x18\x01 \x03(\x03R\vhandingOver\"N\n" +
+	"\fhanding_over\x18\x01 \x03(\x03R\vhandingOver\x120\n" +
+	"\x14last_organization_id\x18\x02 \x01(\tR\x12lastOrganizationId\"N\n" +
 	"\tHeldEvent\x12\x12\n" +
 	"\x04body\x18\x01 \x01(\fR\x04body\x12-\n" +
 	"\aheaders\x18\x02 \x03(\v2\x13.webhooks.v1.HeaderR\aheaders\"0\n" +
