@@ -22,6 +22,7 @@ const (
 const (
 	subStatus = commonPaths + iota
 	subItems
+	subItemsData
 	subPrice
 	subPlan
 	subPeriodStart
@@ -60,7 +61,7 @@ func compile(paths ...string) *jsonscan.Scanner {
 }
 
 var subscription = compile(
-	"status", "items/data", "price", "plan", "current_period_start", "current_period_end",
+	"status", "items", "items/data", "price", "plan", "current_period_start", "current_period_end",
 	"cancel_at", "cancel_at_period_end", "canceled_at", "ended_at", "trial_end",
 )
 
@@ -151,14 +152,15 @@ func (r *reader) amount(v jsonscan.Value) *int64 {
 	return &n
 }
 
-// items reads the items of a subscription and its period. Of the items' periods the latest counts: access lasts until
+// items reads the items of a subscription and its period. It may have none, but what is not a list of items is not none. Of the items' periods the latest counts: access lasts until
 // the last of them ends. A subscription from before items had periods has one of its own, and one from before there
 // were items has a price or plan of its own.
 func (r *reader) items(s *webhooksv1.Subscription, v []jsonscan.Value) {
-	if list := v[subItems]; list.Exists() && list.Kind != jsonscan.Array {
+	list, data := v[subItems], v[subItemsData]
+	if list.Exists() && list.Kind != jsonscan.Object || data.Exists() && data.Kind != jsonscan.Array {
 		r.bad = true
 	}
-	for element := range v[subItems].Elements() {
+	for element := range data.Elements() {
 		if element.Kind != jsonscan.Object || len(s.Items) == maxItems {
 			r.bad = true
 			return
