@@ -35,7 +35,7 @@ func heldPrefix(account string) []byte { return []byte(account + "/") }
 func (u unit) hold(in *kgo.Record, account string) error {
 	held := &webhooksv1.HeldEvent{Body: in.Value}
 	for _, h := range in.Headers {
-		held.Headers = append(held.Headers, &webhooksv1.Header{Key: h.Key, Value: h.Value})
+		held.Headers = append(held.Headers, &webhooksv1.Header{Key: []byte(h.Key), Value: h.Value})
 	}
 	return u.put(schemas.UnroutedHeld, fmt.Sprintf("%s%0*d", heldPrefix(account), sequenceDigits, in.Offset), held)
 }
@@ -133,7 +133,7 @@ func (u unit) handOn(account string, connection *webhooksv1.Connection) (more bo
 func headersOf(held *webhooksv1.HeldEvent) []kgo.RecordHeader {
 	headers := make([]kgo.RecordHeader, 0, len(held.Headers)+2)
 	for _, h := range held.Headers {
-		headers = append(headers, kgo.RecordHeader{Key: h.Key, Value: h.Value})
+		headers = append(headers, kgo.RecordHeader{Key: string(h.Key), Value: h.Value})
 	}
 	return headers
 }

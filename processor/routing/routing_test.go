@@ -240,6 +240,22 @@ func TestEventWithoutAccount(t *testing.T) {
 	require.Empty(t, w.Keys(schemas.Connections))
 }
 
+func TestHeldHeadersAreHandedOnByteForByte(t *testing.T) {
+	w := newWorld(t)
+	in := event("evt_1", "cus_1", handled, "")
+	hostile := []kgo.RecordHeader{{Key: "\xff\xfe", Value: []byte{0xff}}, {Key: "", Value: nil}, {Key: "\xff\xfe", Value: []byte{}}}
+	in.Headers = append(in.Headers, hostile...)
+	n := len(in.Headers)
+	w.Process(in)
+	for _, r := range w.Process(connect("org_1", "cus_1", false)).Topic(schemas.Inbound) {
+		if kafka.ReadHeader(r.Headers, schemas.HeaderType) == handled {
+			require.Equal(t, in.Headers, r.Headers[:n])
+			return
+		}
+	}
+	require.Fail(t, "nothing was handed on")
+}
+
 func TestConnectAgainAndByOthers(t *testing.T) {
 	w := newWorld(t)
 	first := w.outcome(w.Process(connect("org_1", "cus_1", false))).GetConnection()

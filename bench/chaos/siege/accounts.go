@@ -228,7 +228,7 @@ func heldEvent(value []byte) string {
 	held := &webhooksv1.HeldEvent{}
 	_ = proto.Unmarshal(value, held)
 	for _, h := range held.Headers {
-		if h.Key == schemas.HeaderEventID {
+		if string(h.Key) == schemas.HeaderEventID {
 			return string(h.Value)
 		}
 	}

@@ -292,11 +292,11 @@ func (x *HeldEvent) GetHeaders() []*Header {
 	return nil
 }
 
-// Header is one Kafka record header.
+// Header is one Kafka record header, byte for byte: Kafka asks of no key to be text, and tells an empty value from none.
 type Header struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Key           string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
-	Value         []byte                 `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
+	Key           []byte                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	Value         []byte                 `protobuf:"bytes,2,opt,name=value,proto3,oneof" json:"value,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -331,11 +331,11 @@ func (*Header) Descriptor() ([]byte, []int) {
 	return file_webhooks_v1_connection_proto_rawDescGZIP(), []int{4}
 }
 
-func (x *Header) GetKey() string {
+func (x *Header) GetKey() []byte {
 	if x != nil {
 		return x.Key
 	}
-	return ""
+	return nil
 }
 
 func (x *Header) GetValue() []byte {
@@ -368,10 +368,11 @@ const file_webhooks_v1_connection_proto_rawDesc = "" +
 	"\x14last_organization_id\x18\x02 \x01(\tR\x12lastOrganizationId\"N\n" +
 	"\tHeldEvent\x12\x12\n" +
 	"\x04body\x18\x01 \x01(\fR\x04body\x12-\n" +
-	"\aheaders\x18\x02 \x03(\v2\x13.webhooks.v1.HeaderR\aheaders\"0\n" +
+	"\aheaders\x18\x02 \x03(\v2\x13.webhooks.v1.HeaderR\aheaders\"?\n" +
 	"\x06Header\x12\x10\n" +
-	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\fR\x05valueB?Z=github.com/betterdata/webhooks/schemas/webhooks/v1;webhooksv1b\x06proto3"
+	"\x03key\x18\x01 \x01(\fR\x03key\x12\x19\n" +
+	"\x05value\x18\x02 \x01(\fH\x00R\x05value\x88\x01\x01B\b\n" +
+	"\x06_valueB?Z=github.com/betterdata/webhooks/schemas/webhooks/v1;webhooksv1b\x06proto3"
 
 var (
 	file_webhooks_v1_connection_proto_rawDescOnce sync.Once
@@ -407,6 +408,7 @@ func file_webhooks_v1_connection_proto_init() {
 	if File_webhooks_v1_connection_proto != nil {
 		return
 	}
+	file_webhooks_v1_connection_proto_msgTypes[3].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
