@@ -13,7 +13,9 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/betterdata/webhooks/internal/kafka"
 	"github.com/betterdata/webhooks/internal/testenv"
+	"github.com/betterdata/webhooks/processor/deadletters"
 	"github.com/betterdata/webhooks/schemas"
 	webhooksv1 "github.com/betterdata/webhooks/schemas/webhooks/v1"
 )
@@ -302,7 +304,8 @@ func testHostile(t *testing.T, s *apart, sign func([]byte, string) string) {
 				requireRecord(t, s, schemas.InboundDead, func(r *kgo.Record) bool {
 					var letter webhooksv1.DeadInbound
 					require.NoError(t, proto.Unmarshal(r.Value, &letter))
-					return string(letter.Body) == tc.body && letter.Event.Reason != ""
+					return string(letter.Body) == tc.body && letter.GetEvent().GetReason() != "" && letter.Topic != "" &&
+						kafka.ReadHeader(deadletters.Original(&letter).Headers, schemas.HeaderEventID) == letter.Event.EventId
 				})
 			}
 		})

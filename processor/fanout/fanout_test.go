@@ -18,6 +18,7 @@ import (
 	"github.com/betterdata/webhooks/internal/id"
 	"github.com/betterdata/webhooks/internal/kafka"
 	"github.com/betterdata/webhooks/internal/stream/streamtest"
+	"github.com/betterdata/webhooks/processor/deadletters"
 	"github.com/betterdata/webhooks/processor/fanout"
 	"github.com/betterdata/webhooks/schemas"
 	webhooksv1 "github.com/betterdata/webhooks/schemas/webhooks/v1"
@@ -424,8 +425,24 @@ func TestEventsThatCannotBeUsedAreBuried(t *testing.T) {
 			require.Len(t, letters, 1)
 			require.Equal(t, tc.reason, letters[0].Event.Reason)
 			require.Len(t, out, 1)
+			original := deadletters.Original(letters[0])
+			require.Equal(t, schemas.Events, original.Topic)
+			require.Equal(t, tc.in.Headers, original.Headers)
+			require.Equal(t, tc.reason == "too_large", letters[0].Incomplete)
+			if !letters[0].Incomplete {
+				require.Equal(t, tc.in.Value, original.Value)
+			}
 		})
 	}
+}
+
+// TestAnEventThatIsReplayedTwiceIsDeliveredTwice under the ids that it had: fan-out remembers nothing, so a replay must.
+func TestAnEventThatIsReplayedTwiceIsDeliveredTwice(t *testing.T) {
+	w := newWorld(t)
+	w.table.put("org_1", 1, endpoint("a", nil))
+	made := w.deliveries(w.Process(event("org_1", "loop.started", `{}`), event("org_1", "loop.started", `{}`)))
+	require.Len(t, made, 2)
+	require.Equal(t, made[0].Targets[0].DeliveryId, made[1].Targets[0].DeliveryId)
 }
 
 func FuzzFanOut(f *testing.F) {

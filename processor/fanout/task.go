@@ -11,6 +11,7 @@ import (
 	"github.com/betterdata/webhooks/internal/eventfilter"
 	"github.com/betterdata/webhooks/internal/id"
 	"github.com/betterdata/webhooks/internal/stream"
+	"github.com/betterdata/webhooks/processor/deadletters"
 	"github.com/betterdata/webhooks/schemas"
 	webhooksv1 "github.com/betterdata/webhooks/schemas/webhooks/v1"
 )
@@ -42,7 +43,7 @@ type tally struct {
 func (t *task) Process(tx *stream.Tx, in *kgo.Record) error {
 	e, reason := readEvent(in)
 	if reason != "" {
-		return t.bury(tx, e, reason)
+		return t.bury(tx, in, e, reason)
 	}
 	h := &heldEvent{event: e, pending: tx.Track(1), seq: t.seq, since: tx.Now()}
 	if h.pending.Done(0) {
@@ -75,26 +76,20 @@ func (t *task) fanOut(tx *stream.Tx, h *heldEvent) (done bool, err error) {
 	return true, nil
 }
 
-// bury puts an event that cannot be fanned out where it can be looked at. Events are made by us: it is a mistake of
-// ours.
-func (t *task) bury(tx *stream.Tx, e *event, reason string) error {
+// bury puts an event that cannot be fanned out where it can be looked at and replayed from. Events are made by us: it is
+// a mistake of ours.
+func (t *task) bury(tx *stream.Tx, in *kgo.Record, e *event, reason string) error {
 	t.log.Error("event cannot be fanned out", "org", e.Organization, "event_id", e.ID, "partition", t.partition.ID(), "reason", reason)
 	t.tally.dead++
-	body := e.Data
-	if len(body) > maxData {
-		body = nil
-	}
-	letter, err := proto.Marshal(&webhooksv1.DeadInbound{
-		Event: &webhooksv1.InboundRow{
-			Source: e.Source, SourceEventId: e.ID, EventId: e.ID, OrganizationId: e.Organization, Type: e.Type,
-			Outcome: schemas.OutcomeDead, Reason: reason, ReceivedUnixMs: e.AcceptedUnixMS,
-		},
-		Body: body,
-	})
+	letter := deadletters.New(schemas.Events, in, &webhooksv1.InboundRow{
+		Source: e.Source, SourceEventId: e.ID, EventId: e.ID, OrganizationId: e.Organization, Type: e.Type,
+		Outcome: schemas.OutcomeDead, Reason: reason, ReceivedUnixMs: e.AcceptedUnixMS,
+	}, tx.Now())
+	value, err := proto.Marshal(letter)
 	if err != nil {
 		return fmt.Errorf("encode dead letter of event %q: %w", e.ID, err)
 	}
-	tx.Emit(schemas.InboundDead, e.Organization, &kgo.Record{Key: []byte(e.ID), Value: letter})
+	tx.Emit(schemas.InboundDead, e.Organization, &kgo.Record{Key: []byte(letter.Event.EventId), Value: value})
 	return nil
 }
 

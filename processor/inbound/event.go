@@ -18,14 +18,14 @@ type event struct {
 	organization string
 	acceptedAt   time.Time
 	body         []byte
-	headers      []kgo.RecordHeader
+	record       *kgo.Record
 	// buried says that it came before and could not be used.
 	buried bool
 }
 
 // read takes what the headers say. A record without a time of acceptance was accepted when it was written.
 func read(in *kgo.Record) event {
-	e := event{body: in.Value, headers: in.Headers, acceptedAt: in.Timestamp}
+	e := event{body: in.Value, record: in, acceptedAt: in.Timestamp}
 	for _, h := range in.Headers {
 		switch h.Key {
 		case schemas.HeaderSource:

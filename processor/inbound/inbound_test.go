@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -18,9 +19,11 @@ import (
 	"github.com/betterdata/webhooks/internal/id"
 	"github.com/betterdata/webhooks/internal/kafka"
 	"github.com/betterdata/webhooks/internal/seal"
+	"github.com/betterdata/webhooks/internal/stream"
 	"github.com/betterdata/webhooks/internal/stream/streamtest"
 	"github.com/betterdata/webhooks/processor/billing"
 	"github.com/betterdata/webhooks/processor/commands"
+	"github.com/betterdata/webhooks/processor/deadletters"
 	"github.com/betterdata/webhooks/processor/plans"
 	"github.com/betterdata/webhooks/schemas"
 	webhooksv1 "github.com/betterdata/webhooks/schemas/webhooks/v1"
@@ -287,11 +290,12 @@ func TestWhatCannotBeUsedIsADeadLetter(t *testing.T) {
 		change func(*kgo.Record)
 		reason string
 	}{
-		"no object":   {func(r *kgo.Record) { r.Value = []byte(`{"created":1,"data":null}`) }, string(billing.NoObject)},
-		"no JSON":     {func(r *kgo.Record) { r.Value = []byte(`nonsense`) }, string(billing.Malformed)},
-		"no headers":  {func(r *kgo.Record) { r.Headers = nil }, reasonNoOrganization},
-		"a bad org":   {func(r *kgo.Record) { r.Headers = headers(schemas.HeaderOrganization, "../x\xff") }, reasonNoOrganization},
-		"no event id": {func(r *kgo.Record) { r.Headers = headers(schemas.HeaderOrganization, org) }, reasonNoID},
+		"no object":              {func(r *kgo.Record) { r.Value = []byte(`{"created":1,"data":null}`) }, string(billing.NoObject)},
+		"no JSON":                {func(r *kgo.Record) { r.Value = []byte(`nonsense`) }, string(billing.Malformed)},
+		"no headers":             {func(r *kgo.Record) { r.Headers = nil }, reasonNoOrganization},
+		"a bad org":              {func(r *kgo.Record) { r.Headers = headers(schemas.HeaderOrganization, "../x\xff") }, reasonNoOrganization},
+		"header keys of no text": {func(r *kgo.Record) { r.Headers = headers("\xff", "\xfe", schemas.HeaderOrganization, "") }, reasonNoOrganization},
+		"no event id":            {func(r *kgo.Record) { r.Headers = headers(schemas.HeaderOrganization, org) }, reasonNoID},
 		"a command of none": {func(r *kgo.Record) {
 			r.Headers = headers(schemas.HeaderType, schemas.TypeCommand, schemas.HeaderSource, schemas.SourceManagement)
 		}, reasonCommand},
@@ -304,7 +308,12 @@ func TestWhatCannotBeUsedIsADeadLetter(t *testing.T) {
 			letters := rows(t, out, schemas.InboundDead, func() *webhooksv1.DeadInbound { return &webhooksv1.DeadInbound{} })
 			require.Len(t, letters, 1)
 			require.Equal(t, test.reason, letters[0].Event.Reason)
-			require.Equal(t, record.Value, letters[0].Body)
+			original := deadletters.Original(letters[0])
+			require.Equal(t, schemas.Inbound, original.Topic)
+			require.Equal(t, record.Key, original.Key)
+			require.Equal(t, record.Value, original.Value)
+			require.Equal(t, record.Headers, original.Headers)
+			require.Equal(t, r.Now.UnixMilli(), letters[0].BuriedUnixMs)
 			row := inboundRows(t, out)[0]
 			require.Equal(t, "dead", row.Outcome)
 			require.Equal(t, test.reason, row.Reason)
@@ -428,6 +437,50 @@ func TestADeadEventTakesEffectWhenItCanBeUsed(t *testing.T) {
 	require.Len(t, snapshots(t, out), 1)
 	more := *mended
 	require.Empty(t, r.Process(&more).Emitted(), "once")
+}
+
+func TestHeadersOfMegabytesAreADeadLetterThatSaysSo(t *testing.T) {
+	r := newRig(t)
+	record := r.subscription("evt_a", strings.Repeat("\xffx", stream.MaxOutput/2), "active", "scm_pro")
+	record.Headers = append(record.Headers, headers(schemas.HeaderOrganization, "")...)
+	out := r.Process(record)
+	letters := rows(t, out, schemas.InboundDead, func() *webhooksv1.DeadInbound { return &webhooksv1.DeadInbound{} })
+	require.True(t, letters[0].Incomplete)
+	require.True(t, proto.Equal(letters[0].Event, inboundRows(t, out)[0]))
+}
+
+// TestAReplayedLetterTakesEffectOnce buries an event by plans that make more of it than Kafka takes, and mends them.
+func TestAReplayedLetterTakesEffectOnce(t *testing.T) {
+	for name, order := range map[string]string{
+		"the letter": "l", "twice": "ll", "before its source sends again": "ls", "after that": "sl", "over and over": "lslsl",
+	} {
+		t.Run(name, func(t *testing.T) {
+			known := plans.Builtin()
+			r := newRig(t, func(c *Config) { c.Plans = known })
+			mended := known.Named("SCM_PRO").Limits
+			known.Named("SCM_PRO").Limits = map[string]int64{strings.Repeat("x", maxEffect): 1}
+			sent := r.subscription("evt_a", billing.SubscriptionCreated, "active", "scm_pro")
+			out := r.Process(sent)
+			letters := rows(t, out, schemas.InboundDead, func() *webhooksv1.DeadInbound { return &webhooksv1.DeadInbound{} })
+			require.Len(t, letters, 1)
+			require.Equal(t, reasonTooLarge, letters[0].Event.Reason)
+			require.Empty(t, r.Process(deadletters.Original(letters[0])).Emitted(), "of no use still: no second letter, no row")
+
+			known.Named("SCM_PRO").Limits = mended
+			var again []*kgo.Record
+			for _, which := range order {
+				resent := *sent
+				again = append(again, map[rune]*kgo.Record{'l': deadletters.Original(letters[0]), 's': &resent}[which])
+			}
+			out = r.Process(again...)
+			require.Len(t, inboundRows(t, out), 1)
+			require.Equal(t, "processed", inboundRows(t, out)[0].Outcome)
+			require.Len(t, auditRows(t, out), 1)
+			require.Len(t, out.Topic(schemas.Events), 1)
+			require.Equal(t, uint64(1), snapshots(t, out)[0].Version)
+			require.Empty(t, r.Process(deadletters.Original(letters[0])).Emitted(), "in a later transaction neither")
+		})
+	}
 }
 
 func command(t *testing.T, cmd *webhooksv1.Command) *kgo.Record {

@@ -265,7 +265,7 @@ func (t *task) hand(tx *stream.Tx, cmd *webhooksv1.Command) {
 
 // forward sends an event on to the organization that its account was moved to.
 func (t *task) forward(tx *stream.Tx, e *event, to string) result {
-	r := &kgo.Record{Key: []byte(to), Value: e.body, Headers: cloudevent.WithOrganization(e.headers, to)}
+	r := &kgo.Record{Key: []byte(to), Value: e.body, Headers: cloudevent.WithOrganization(e.record.Headers, to)}
 	if !stream.Fits(r) {
 		return t.bury(tx, e, reasonTooLarge)
 	}

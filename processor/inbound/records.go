@@ -5,6 +5,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/betterdata/webhooks/internal/stream"
+	"github.com/betterdata/webhooks/processor/deadletters"
 	"github.com/betterdata/webhooks/schemas"
 	webhooksv1 "github.com/betterdata/webhooks/schemas/webhooks/v1"
 )
@@ -37,21 +38,16 @@ func inboundRow(e *event, outcome result, reason string) *webhooksv1.InboundRow 
 	}
 }
 
-// bury puts what cannot be used where it can be looked at, once.
+// bury puts what cannot be used where it can be looked at and replayed from, once.
 func (t *task) bury(tx *stream.Tx, e *event, reason string) result {
 	if e.buried {
 		return duplicate
 	}
 	t.log.Warn("inbound record cannot be used", "org", e.organization, "event_id", e.eventID, "source", e.source,
 		"type", e.eventType, "reason", reason)
-	row := inboundRow(e, dead, reason)
-	letter := &webhooksv1.DeadInbound{Event: row, Body: e.body}
-	if len(e.body) > schemas.MaxInboundBody {
-		// The edge takes none that large. The row still says what it was.
-		letter.Body = nil
-	}
-	emit(tx, schemas.InboundDead, routing(e), e.eventID, letter)
-	emit(tx, schemas.InboundRows, routing(e), e.eventID, row)
+	letter := deadletters.New(schemas.Inbound, e.record, inboundRow(e, dead, reason), tx.Now())
+	emit(tx, schemas.InboundDead, routing(e), letter.Event.EventId, letter)
+	emit(tx, schemas.InboundRows, routing(e), letter.Event.EventId, letter.Event)
 	return dead
 }
 

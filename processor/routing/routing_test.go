@@ -14,6 +14,7 @@ import (
 	"github.com/betterdata/webhooks/internal/id"
 	"github.com/betterdata/webhooks/internal/kafka"
 	"github.com/betterdata/webhooks/internal/stream/streamtest"
+	"github.com/betterdata/webhooks/processor/deadletters"
 	"github.com/betterdata/webhooks/processor/routing"
 	"github.com/betterdata/webhooks/schemas"
 	webhooksv1 "github.com/betterdata/webhooks/schemas/webhooks/v1"
@@ -238,6 +239,59 @@ func TestEventWithoutAccount(t *testing.T) {
 	require.Equal(t, []string{"evt_2 dead no_account"}, w.rows(out))
 	require.Len(t, out.Topic(schemas.InboundDead), 1)
 	require.Empty(t, w.Keys(schemas.Connections))
+}
+
+func TestADeadLetterHasTheRecordAndANewOneTakesItsPlace(t *testing.T) {
+	w := newWorld(t)
+	in := event("evt_1", "", handled, "")
+	in.Key, in.Headers = []byte("stripe/"), append(in.Headers, kgo.RecordHeader{Key: "\xff", Value: []byte{}})
+	first := w.letter(w.Process(in))
+	original := deadletters.Original(first)
+	require.Equal(t, schemas.InboundUnrouted, original.Topic)
+	require.Equal(t, in.Key, original.Key)
+	require.Equal(t, in.Value, original.Value)
+	require.Equal(t, in.Headers, original.Headers)
+
+	second := w.letter(w.Process(original)) // of no use still
+	require.Equal(t, first.Offset+1, second.Offset)
+	second.Offset = first.Offset
+	require.True(t, proto.Equal(first, second))
+}
+
+func (w *world) letter(out streamtest.Outputs) *webhooksv1.DeadInbound {
+	w.t.Helper()
+	letter := &webhooksv1.DeadInbound{}
+	require.Len(w.t, out.Topic(schemas.InboundDead), 1)
+	require.NoError(w.t, proto.Unmarshal(out.Topic(schemas.InboundDead)[0].Value, letter))
+	return letter
+}
+
+// TestARecordThatIsReplayedTwiceIsOneEvent: its organization's owner tells by the id that it is the same.
+func TestARecordThatIsReplayedTwiceIsOneEvent(t *testing.T) {
+	for name, prepare := range map[string]func(*world) streamtest.Outputs{
+		"forwarded": func(w *world) streamtest.Outputs {
+			w.Process(connect("org_1", "cus_1", false))
+			return w.Process(event("evt_1", "cus_1", handled, ""), event("evt_1", "cus_1", handled, ""))
+		},
+		"held": func(w *world) streamtest.Outputs {
+			w.Process(event("evt_1", "cus_1", handled, ""), event("evt_1", "cus_1", handled, ""))
+			return w.Process(connect("org_1", "cus_1", false))
+		},
+		"learnt": func(w *world) streamtest.Outputs {
+			return w.Process(event("evt_1", "cus_1", handled, "org_1"), event("evt_1", "cus_1", handled, "org_1"))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			ids := map[string]int{}
+			for _, r := range prepare(w).Topic(schemas.Inbound) {
+				if kafka.ReadHeader(r.Headers, schemas.HeaderType) == handled {
+					ids[string(r.Key)+" "+kafka.ReadHeader(r.Headers, schemas.HeaderEventID)]++
+				}
+			}
+			require.Equal(t, map[string]int{"org_1 " + id.Derive(id.Event, "stripe", "evt_1"): 2}, ids)
+		})
+	}
 }
 
 func TestHeldHeadersAreHandedOnByteForByte(t *testing.T) {

@@ -10,6 +10,7 @@ import (
 	"github.com/betterdata/webhooks/internal/id"
 	"github.com/betterdata/webhooks/internal/resource"
 	"github.com/betterdata/webhooks/internal/stream"
+	"github.com/betterdata/webhooks/processor/deadletters"
 	"github.com/betterdata/webhooks/schemas"
 	webhooksv1 "github.com/betterdata/webhooks/schemas/webhooks/v1"
 )
@@ -160,17 +161,13 @@ func (u unit) forward(org string, body []byte, headers []kgo.RecordHeader, more 
 
 func (u unit) dead(in *kgo.Record, e *event, reason string) error {
 	u.counts[resultDead]++
-	row := e.row("", schemas.OutcomeDead, reason)
-	letter := &webhooksv1.DeadInbound{Event: row}
-	if len(in.Value) <= schemas.MaxInboundBody {
-		letter.Body = in.Value
-	}
+	letter := deadletters.New(schemas.InboundUnrouted, in, e.row("", schemas.OutcomeDead, reason), u.tx.Now())
 	value, err := proto.Marshal(letter)
 	if err != nil {
 		return fmt.Errorf("encode dead letter of %s: %w", e.eventID, err)
 	}
-	u.tx.Emit(schemas.InboundDead, e.key(), &kgo.Record{Key: []byte(e.eventID), Value: value})
-	return u.row(e.key(), row)
+	u.tx.Emit(schemas.InboundDead, e.key(), &kgo.Record{Key: []byte(letter.Event.EventId), Value: value})
+	return u.row(e.key(), letter.Event)
 }
 
 func (u unit) row(account string, row *webhooksv1.InboundRow) error {

@@ -21,6 +21,7 @@ import (
 //	connections       the same
 //	deliveries        created_unix_ms
 //	delivery-rows     created_unix_ms, next_attempt_unix_ms
+//	inbound.dead      buried_unix_ms
 //
 // The times of a snapshot, of a billing record and of what a timer causes are compared: they are those that the committed
 // states name.
@@ -41,6 +42,8 @@ func canonical(m proto.Message) string {
 		m.CreatedUnixMs = 0
 	case *webhooksv1.DeliveryRow:
 		m.CreatedUnixMs, m.NextAttemptUnixMs = 0, 0
+	case *webhooksv1.DeadInbound:
+		m.BuriedUnixMs = 0
 	}
 	b, err := proto.MarshalOptions{Deterministic: true}.Marshal(m)
 	if err != nil {

@@ -221,6 +221,10 @@ func TestTheJudgeSeesWhatIsWrong(t *testing.T) {
 		"an event row that matched otherwise": alter(schemas.EventRows, func(m *webhooksv1.EventRow) { m.Matched++ }),
 		"an account of another organization":  alter(schemas.Connections, func(m *webhooksv1.Connection) { m.OrganizationId = "org_other" }),
 		"a route that leads elsewhere":        alter(schemas.Routes, func(m *webhooksv1.Route) { m.OrganizationId = "org_other" }),
+		"a letter of another place":           alter(schemas.InboundDead, func(m *webhooksv1.DeadInbound) { m.Offset++ }),
+		"a letter of another partition":       alter(schemas.InboundDead, func(m *webhooksv1.DeadInbound) { m.Partition++ }),
+		"a letter without a header":           alter(schemas.InboundDead, func(m *webhooksv1.DeadInbound) { m.Headers = m.Headers[1:] }),
+		"a letter with another key":           alter(schemas.InboundDead, func(m *webhooksv1.DeadInbound) { m.Key = nil }),
 		"a held event that is gone":           func(t *testing.T, l paper) { l[schemas.UnroutedHeld] = nil },
 		"an event that was not handed over": func(t *testing.T, l paper) {
 			records := slices.Clone(l[schemas.Inbound][0])

@@ -15,6 +15,7 @@ import (
 	"github.com/betterdata/webhooks/internal/resource"
 	"github.com/betterdata/webhooks/processor/billing"
 	"github.com/betterdata/webhooks/processor/commands"
+	"github.com/betterdata/webhooks/processor/deadletters"
 	"github.com/betterdata/webhooks/processor/dedupe"
 	"github.com/betterdata/webhooks/processor/plans"
 	"github.com/betterdata/webhooks/schemas"
@@ -166,7 +167,7 @@ func (m *model) apply(in *kgo.Record) {
 		Account: header(schemas.HeaderAccount), Type: e.Type, Outcome: outcome, Reason: reason, ReceivedUnixMs: e.AcceptedUnixMS,
 	}
 	if known == dedupe.Dead {
-		m.put(schemas.InboundDead, canonical(&webhooksv1.DeadInbound{Event: row, Body: in.Value}))
+		m.put(schemas.InboundDead, canonical(deadletters.New(schemas.Inbound, in, row, time.Time{})))
 	}
 	m.put(schemas.InboundRows, canonical(row))
 }

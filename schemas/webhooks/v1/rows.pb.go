@@ -1022,11 +1022,23 @@ func (x *RejectionRow) GetWorker() string {
 	return ""
 }
 
-// DeadInbound is the value of `inbound.dead`: a verified event that could not be used.
+// DeadInbound is the value of `inbound.dead`, key event_id: a verified event that could not be used, with the record that
+// brought it, whole, so that it can be replayed.
 type DeadInbound struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Event         *InboundRow            `protobuf:"bytes,1,opt,name=event,proto3" json:"event,omitempty"`
-	Body          []byte                 `protobuf:"bytes,2,opt,name=body,proto3" json:"body,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Event *InboundRow            `protobuf:"bytes,1,opt,name=event,proto3" json:"event,omitempty"`
+	// Of the record: its value, headers in their order, and key.
+	Body    []byte    `protobuf:"bytes,2,opt,name=body,proto3,oneof" json:"body,omitempty"`
+	Headers []*Header `protobuf:"bytes,3,rep,name=headers,proto3" json:"headers,omitempty"`
+	Key     []byte    `protobuf:"bytes,4,opt,name=key,proto3,oneof" json:"key,omitempty"`
+	// Where it stood; the topic is without KAFKA_TOPIC_PREFIX. Empty in letters of versions that kept the body alone.
+	Topic        string `protobuf:"bytes,5,opt,name=topic,proto3" json:"topic,omitempty"`
+	Partition    int32  `protobuf:"varint,6,opt,name=partition,proto3" json:"partition,omitempty"`
+	Offset       int64  `protobuf:"varint,7,opt,name=offset,proto3" json:"offset,omitempty"`
+	BuriedUnixMs int64  `protobuf:"varint,8,opt,name=buried_unix_ms,json=buriedUnixMs,proto3" json:"buried_unix_ms,omitempty"`
+	// The record is too large for a letter: the body was left out, and headers and key where that was not enough. It cannot
+	// be replayed.
+	Incomplete    bool `protobuf:"varint,9,opt,name=incomplete,proto3" json:"incomplete,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1075,11 +1087,60 @@ func (x *DeadInbound) GetBody() []byte {
 	return nil
 }
 
+func (x *DeadInbound) GetHeaders() []*Header {
+	if x != nil {
+		return x.Headers
+	}
+	return nil
+}
+
+func (x *DeadInbound) GetKey() []byte {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+func (x *DeadInbound) GetTopic() string {
+	if x != nil {
+		return x.Topic
+	}
+	return ""
+}
+
+func (x *DeadInbound) GetPartition() int32 {
+	if x != nil {
+		return x.Partition
+	}
+	return 0
+}
+
+func (x *DeadInbound) GetOffset() int64 {
+	if x != nil {
+		return x.Offset
+	}
+	return 0
+}
+
+func (x *DeadInbound) GetBuriedUnixMs() int64 {
+	if x != nil {
+		return x.BuriedUnixMs
+	}
+	return 0
+}
+
+func (x *DeadInbound) GetIncomplete() bool {
+	if x != nil {
+		return x.Incomplete
+	}
+	return false
+}
+
 var File_webhooks_v1_rows_proto protoreflect.FileDescriptor
 
 const file_webhooks_v1_rows_proto_rawDesc = "" +
 	"\n" +
-	"\x16webhooks/v1/rows.proto\x12\vwebhooks.v1\"\x8d\a\n" +
+	"\x16webhooks/v1/rows.proto\x12\vwebhooks.v1\x1a\x1cwebhooks/v1/connection.proto\"\x8d\a\n" +
 	"\n" +
 	"AttemptRow\x12\x1d\n" +
 	"\n" +
@@ -1202,10 +1263,21 @@ const file_webhooks_v1_rows_proto_rawDesc = "" +
 	"user_agent\x18\x06 \x01(\tR\tuserAgent\x12%\n" +
 	"\x0econtent_length\x18\a \x01(\x04R\rcontentLength\x12\x16\n" +
 	"\x06weight\x18\b \x01(\rR\x06weight\x12\x16\n" +
-	"\x06worker\x18\t \x01(\tR\x06worker\"P\n" +
+	"\x06worker\x18\t \x01(\tR\x06worker\"\xbe\x02\n" +
 	"\vDeadInbound\x12-\n" +
-	"\x05event\x18\x01 \x01(\v2\x17.webhooks.v1.InboundRowR\x05event\x12\x12\n" +
-	"\x04body\x18\x02 \x01(\fR\x04bodyB?Z=github.com/betterdata/webhooks/schemas/webhooks/v1;webhooksv1b\x06proto3"
+	"\x05event\x18\x01 \x01(\v2\x17.webhooks.v1.InboundRowR\x05event\x12\x17\n" +
+	"\x04body\x18\x02 \x01(\fH\x00R\x04body\x88\x01\x01\x12-\n" +
+	"\aheaders\x18\x03 \x03(\v2\x13.webhooks.v1.HeaderR\aheaders\x12\x15\n" +
+	"\x03key\x18\x04 \x01(\fH\x01R\x03key\x88\x01\x01\x12\x14\n" +
+	"\x05topic\x18\x05 \x01(\tR\x05topic\x12\x1c\n" +
+	"\tpartition\x18\x06 \x01(\x05R\tpartition\x12\x16\n" +
+	"\x06offset\x18\a \x01(\x03R\x06offset\x12$\n" +
+	"\x0eburied_unix_ms\x18\b \x01(\x03R\fburiedUnixMs\x12\x1e\n" +
+	"\n" +
+	"incomplete\x18\t \x01(\bR\n" +
+	"incompleteB\a\n" +
+	"\x05_bodyB\x06\n" +
+	"\x04_keyB?Z=github.com/betterdata/webhooks/schemas/webhooks/v1;webhooksv1b\x06proto3"
 
 var (
 	file_webhooks_v1_rows_proto_rawDescOnce sync.Once
@@ -1229,15 +1301,17 @@ var file_webhooks_v1_rows_proto_goTypes = []any{
 	(*BillingAuditRow)(nil), // 5: webhooks.v1.BillingAuditRow
 	(*RejectionRow)(nil),    // 6: webhooks.v1.RejectionRow
 	(*DeadInbound)(nil),     // 7: webhooks.v1.DeadInbound
+	(*Header)(nil),          // 8: webhooks.v1.Header
 }
 var file_webhooks_v1_rows_proto_depIdxs = []int32{
 	1, // 0: webhooks.v1.DeadDelivery.delivery:type_name -> webhooks.v1.DeliveryRow
 	4, // 1: webhooks.v1.DeadInbound.event:type_name -> webhooks.v1.InboundRow
-	2, // [2:2] is the sub-list for method output_type
-	2, // [2:2] is the sub-list for method input_type
-	2, // [2:2] is the sub-list for extension type_name
-	2, // [2:2] is the sub-list for extension extendee
-	0, // [0:2] is the sub-list for field type_name
+	8, // 2: webhooks.v1.DeadInbound.headers:type_name -> webhooks.v1.Header
+	3, // [3:3] is the sub-list for method output_type
+	3, // [3:3] is the sub-list for method input_type
+	3, // [3:3] is the sub-list for extension type_name
+	3, // [3:3] is the sub-list for extension extendee
+	0, // [0:3] is the sub-list for field type_name
 }
 
 func init() { file_webhooks_v1_rows_proto_init() }
@@ -1245,7 +1319,9 @@ func file_webhooks_v1_rows_proto_init() {
 	if File_webhooks_v1_rows_proto != nil {
 		return
 	}
+	file_webhooks_v1_connection_proto_init()
 	file_webhooks_v1_rows_proto_msgTypes[5].OneofWrappers = []any{}
+	file_webhooks_v1_rows_proto_msgTypes[7].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{

@@ -1,0 +1,87 @@
+// Package deadletters keeps what the processor could not use: a letter on `inbound.dead` has the record that brought the
+// event, whole, so that it can be given back once the event can be used.
+package deadletters
+
+import (
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/betterdata/webhooks/internal/stream"
+	"github.com/betterdata/webhooks/schemas"
+	webhooksv1 "github.com/betterdata/webhooks/schemas/webhooks/v1"
+)
+
+const (
+	// maxText bounds each text of a letter's row: the texts come from headers, which the letter has anyway. All of them
+	// together leave room for a record with the largest body that the edge takes, and its headers.
+	maxText = 4 << 10
+	// recordBytes is what a record has beside key and value, for stream.MaxOutput.
+	recordBytes = 64
+)
+
+// New is the letter of a record of a topic (without prefix). It always encodes and fits into a record, whatever is in the
+// one that it is about; its key is to be the row's event id. The row that it returns is for `inbound-rows` too.
+func New(topic string, record *kgo.Record, row *webhooksv1.InboundRow, now time.Time) *webhooksv1.DeadInbound {
+	letter := &webhooksv1.DeadInbound{
+		Event: bounded(row), Body: record.Value, Key: record.Key,
+		Topic: topic, Partition: record.Partition, Offset: record.Offset, BuriedUnixMs: now.UnixMilli(),
+	}
+	for _, h := range record.Headers {
+		letter.Headers = append(letter.Headers, &webhooksv1.Header{Key: []byte(h.Key), Value: h.Value})
+	}
+	if len(record.Value) > schemas.MaxInboundBody || !fits(letter) {
+		letter.Body, letter.Incomplete = nil, true
+	}
+	if !fits(letter) {
+		letter.Headers, letter.Key = nil, nil
+	}
+	return letter
+}
+
+func fits(letter *webhooksv1.DeadInbound) bool {
+	return len(letter.Event.EventId)+proto.Size(letter)+recordBytes <= stream.MaxOutput
+}
+
+// bounded is a row whose texts are valid and not too long.
+func bounded(row *webhooksv1.InboundRow) *webhooksv1.InboundRow {
+	row = proto.CloneOf(row)
+	for _, text := range []*string{
+		&row.Source, &row.SourceEventId, &row.EventId, &row.OrganizationId, &row.Account, &row.Type, &row.Outcome, &row.Reason,
+	} {
+		*text = strings.ToValidUTF8((*text)[:min(len(*text), maxText)], "")
+	}
+	return row
+}
+
+// Why a letter cannot be replayed.
+const (
+	incomplete   = "incomplete"    // too large to be kept whole
+	earlier      = "earlier"       // of a version that kept the body alone
+	unknownTopic = "unknown_topic" // none that letters come from
+)
+
+// unreplayable says why a letter cannot be replayed, "" where it can.
+func unreplayable(letter *webhooksv1.DeadInbound) string {
+	switch {
+	case letter.Incomplete:
+		return incomplete
+	case letter.Topic == "":
+		return earlier
+	case !slices.Contains([]string{schemas.Inbound, schemas.InboundUnrouted, schemas.Events}, letter.Topic):
+		return unknownTopic
+	}
+	return ""
+}
+
+// Original is the record that a letter is about. Its topic is without prefix.
+func Original(letter *webhooksv1.DeadInbound) *kgo.Record {
+	r := &kgo.Record{Topic: letter.Topic, Partition: letter.Partition, Key: letter.Key, Value: letter.Body}
+	for _, h := range letter.Headers {
+		r.Headers = append(r.Headers, kgo.RecordHeader{Key: string(h.Key), Value: h.Value})
+	}
+	return r
+}
