@@ -64,6 +64,10 @@ func run(args []string, stdout, stderr io.Writer) int {
 		err = sender.Stripe(ctx, sender.Config{
 			Files: c.Files, URL: c.URL, Secret: string(c.Secret), DataDir: c.DataDir, Org: c.Org, NewIDs: c.NewIDs, Type: c.Type,
 		}, stdout)
+	case "dead-letters list":
+		err = listDeadLetters(ctx, cli.DeadLetters.List, stdout, stderr)
+	case "dead-letters replay":
+		err = replayDeadLetters(ctx, cli.DeadLetters.Replay, stdout, stderr)
 	case "version":
 		fmt.Fprintln(stdout, version())
 	}

@@ -41,7 +41,7 @@ const (
 	Inbound         = "inbound"          // org: verified source events and commands
 	InboundCatalog  = "inbound.catalog"  // org: product and stock traffic
 	InboundUnrouted = "inbound.unrouted" // account: events of accounts without an organization, and commands on them
-	InboundDead     = "inbound.dead"     // org or account: verified events that could not be used
+	InboundDead     = "inbound.dead"     // org or account: verified events that could not be used, and which were replayed
 	Events          = "events"           // org: the canonical public log
 	Deliveries      = "deliveries"       // endpoint: one event for the endpoints of a partition
 	Retries         = "retries"          // endpoint: what waits, compacted

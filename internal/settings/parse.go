@@ -24,7 +24,7 @@ var ErrHelp = errors.New("help was written")
 func Parse(args []string, out io.Writer) (cli *CLI, command string, err error) {
 	cli = &CLI{}
 	if len(args) == 0 {
-		return nil, "", errors.New("say what to run: run, ingest, processor, deliverer, listen, send stripe or version; see webhooks --help")
+		return nil, "", errors.New("say what to run: run, ingest, processor, deliverer, listen, send stripe, dead-letters list, dead-letters replay or version; see webhooks --help")
 	}
 	helped := false
 	parser, err := kong.New(cli, kong.Name("webhooks"),
@@ -194,7 +194,7 @@ func bounds(ctx *kong.Context) (problems []string) {
 // checkPath tells of a path that cannot be used before anything is begun. It makes nothing.
 func checkPath(f *kong.Flag, path string) error {
 	switch {
-	case f.Name == "data-dir" && f.Group != nil: // a service's; listen and send only read it
+	case f.Name == "data-dir" && f.Group != nil: // a service's; the others only read it
 		return canMake(path)
 	case f.Name == "plans-file" && path != "":
 		f, err := os.Open(path)

@@ -25,6 +25,10 @@ type CLI struct {
 	Send      struct {
 		Stripe SendStripe `cmd:"" help:"Sign events as Stripe does and post them."`
 	} `cmd:"" help:"Send events as a platform would."`
+	DeadLetters struct {
+		List   ListDeadLetters   `cmd:"" help:"Print dead letters, one JSON object a line."`
+		Replay ReplayDeadLetters `cmd:"" help:"Give dead letters back to the processor, each once."`
+	} `cmd:"" help:"Look at inbound events that could not be used, and replay them after a fix."`
 	Version struct{} `cmd:"" help:"Print the version."`
 }
 
@@ -231,6 +235,33 @@ type SendStripe struct {
 	NewIDs  bool     `name:"new-ids" help:"Give each event a new id and the present time."`
 	Type    string   `name:"type" placeholder:"TYPE" help:"Event type of bare objects. Unset: the file's name says it."`
 	DataDir string   `name:"data-dir" env:"DATA_DIR" default:"./.data" placeholder:"FOLDER" help:"DATA_DIR of the running system: its address and its secret."`
+}
+
+// ListDeadLetters is `webhooks dead-letters list`.
+type ListDeadLetters struct {
+	DeadLetters
+	Body bool `name:"body" help:"Print bodies too: as text, or in base64 where they are none."`
+}
+
+// ReplayDeadLetters is `webhooks dead-letters replay`.
+type ReplayDeadLetters struct {
+	DeadLetters
+	Again  bool `name:"again" help:"Replay those too that were replayed before. Of the topic events they are delivered once more."`
+	DryRun bool `name:"dry-run" help:"Only print what would be replayed."`
+}
+
+// DeadLetters is where dead letters are, and which are meant.
+type DeadLetters struct {
+	KafkaBrokers     Brokers     `group:"Kafka" name:"kafka-brokers" env:"KAFKA_BROKERS" placeholder:"HOST:PORT" help:"Brokers to ask first, separated by commas. Unset: the one of DATA_DIR/addresses.json."`
+	KafkaTopicPrefix TopicPrefix `group:"Kafka" name:"kafka-topic-prefix" env:"KAFKA_TOPIC_PREFIX" placeholder:"PREFIX" help:"Stands before every topic. Unset: nothing."`
+	DataDir          string      `name:"data-dir" env:"DATA_DIR" default:"./.data" placeholder:"FOLDER" help:"DATA_DIR of the system that runs on this machine."`
+	Reason           []string    `name:"reason" placeholder:"REASON" help:"Only those with one of these reasons, separated by commas."`
+	Source           []string    `name:"source" placeholder:"SOURCE" help:"Only those from one of these sources."`
+	Org              []string    `name:"org" placeholder:"ORG" help:"Only those of one of these organizations."`
+	Type             []string    `name:"type" placeholder:"TYPE" help:"Only those of one of these types."`
+	EventID          []string    `name:"event-id" placeholder:"ID" help:"Only those with one of these ids, ours or the source's."`
+	Since            Moment      `name:"since" placeholder:"TIME" help:"Only those buried at that time or later: 2026-01-31T12:00:00Z, or 24h for that long ago."`
+	Until            Moment      `name:"until" placeholder:"TIME" help:"Only those buried before that time."`
 }
 
 // Bounds of DELIVERY_TIMEOUT, as of an endpoint's timeoutMs.

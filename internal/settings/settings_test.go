@@ -124,6 +124,8 @@ func TestEveryProblemIsOneLineThatNamesTheSetting(t *testing.T) {
 		"age without a unit":   {map[string]string{"ENTITLEMENTS_MAX_AGE": "60"}, "processor", []string{"ENTITLEMENTS_MAX_AGE", "duration"}},
 		"retention twice":      {map[string]string{"DEDUPE_RETENTION": "1h;2h"}, "processor", []string{"DEDUPE_RETENTION", "twice"}},
 		"retention no default": {map[string]string{"DEDUPE_RETENTION": "stripe=2h"}, "processor", []string{"DEDUPE_RETENTION", "plain"}},
+		"neither time nor ago": {nil, "dead-letters list --since=yesterday", []string{"--since", "yesterday", "24h"}},
+		"empty time":           {nil, "dead-letters replay --until=", []string{"--until", "set but empty"}},
 		"unknown flag":         {nil, "ingest --retry-jitter=0", []string{"--retry-jitter"}},
 		"unknown command":      {nil, "digest", []string{"digest"}},
 		"no command":           {nil, "", []string{"run", "ingest"}},
@@ -192,6 +194,19 @@ func TestAlertmanagers(t *testing.T) {
 	require.Equal(t, []string{"http://a:9093", "https://u:hunter2@b/am/"}, cli.Processor.AlertmanagerURL.List())
 }
 
+func TestMoments(t *testing.T) {
+	now := time.Date(2026, 1, 31, 12, 0, 0, 0, time.UTC)
+	require.Zero(t, Moment("").At(now))
+	require.Equal(t, now.Add(-24*time.Hour), Moment("24h").At(now))
+	require.True(t, now.Equal(Moment("2026-01-31T13:00:00+01:00").At(time.Time{})))
+
+	cli, command, err := Parse(strings.Fields("dead-letters list --kafka-brokers=a:1 --reason=malformed,too_large --since=1h"), nil)
+	require.NoError(t, err)
+	require.Equal(t, "dead-letters list", command)
+	require.Equal(t, []string{"malformed", "too_large"}, cli.DeadLetters.List.Reason)
+	require.Equal(t, Moment("1h"), cli.DeadLetters.List.Since)
+}
+
 func TestSecretsDoNotPrint(t *testing.T) {
 	require.Equal(t, "***", AlertmanagerURLs("http://u:hunter2@a").String())
 	require.Equal(t, "***", Secret("hunter2").String())
@@ -203,14 +218,15 @@ func TestSecretsDoNotPrint(t *testing.T) {
 func TestHelpListsWhatTheCommandUsesAndNothingElse(t *testing.T) {
 	t.Setenv("ADMIN_API_KEY", "")
 	for command, c := range map[string]struct{ has, hasNot []string }{
-		"ingest":    {[]string{"STRIPE_WEBHOOK_SECRET", "PROCESSOR_URL", "Required.", "Default 1048576", "ADMIN_API_KEY_FILE"}, []string{"RETRY_SCHEDULE", "CLICKHOUSE_URL", "EMBEDDED", "dev.env"}},
-		"processor": {[]string{"PLANS_FILE", "CLICKHOUSE_URL", "DEDUPE_RETENTION", "SECRETS_KEY", "ALERTMANAGER_URL", "Default 1m."}, []string{"RETRY_SCHEDULE", "STRIPE_WEBHOOK_SECRET"}},
-		"deliverer": {[]string{"RETRY_SCHEDULE", "DELIVERY_ALLOW_CIDRS"}, []string{"STRIPE_WEBHOOK_SECRET", "PLANS_FILE"}},
-		"run":       {[]string{"EMBEDDED_KAFKA_ADDR", "dev.env", "127.0.0.1:8080"}, []string{"Required.", "PROCESSOR_URL"}},
-		"listen":    {[]string{"--answer", "stall"}, []string{"KAFKA_BROKERS"}},
+		"ingest":              {[]string{"STRIPE_WEBHOOK_SECRET", "PROCESSOR_URL", "Required.", "Default 1048576", "ADMIN_API_KEY_FILE"}, []string{"RETRY_SCHEDULE", "CLICKHOUSE_URL", "EMBEDDED", "dev.env"}},
+		"processor":           {[]string{"PLANS_FILE", "CLICKHOUSE_URL", "DEDUPE_RETENTION", "SECRETS_KEY", "ALERTMANAGER_URL", "Default 1m."}, []string{"RETRY_SCHEDULE", "STRIPE_WEBHOOK_SECRET"}},
+		"deliverer":           {[]string{"RETRY_SCHEDULE", "DELIVERY_ALLOW_CIDRS"}, []string{"STRIPE_WEBHOOK_SECRET", "PLANS_FILE"}},
+		"run":                 {[]string{"EMBEDDED_KAFKA_ADDR", "dev.env", "127.0.0.1:8080"}, []string{"Required.", "PROCESSOR_URL"}},
+		"listen":              {[]string{"--answer", "stall"}, []string{"KAFKA_BROKERS"}},
+		"dead-letters replay": {[]string{"--again", "--since", "KAFKA_BROKERS", "KAFKA_TOPIC_PREFIX"}, []string{"--body", "Required."}},
 	} {
 		var out bytes.Buffer
-		_, _, err := Parse([]string{command, "--help"}, &out)
+		_, _, err := Parse(append(strings.Fields(command), "--help"), &out)
 		require.ErrorIs(t, err, ErrHelp)
 		text := strings.Join(strings.Fields(out.String()), " ")
 		for _, want := range c.has {

@@ -243,6 +243,35 @@ func (b *Bound) UnmarshalText(text []byte) error {
 	return err
 }
 
+// Moment is a time (RFC 3339), or how long ago it was.
+type Moment string
+
+// Validate implements kong's check.
+func (m Moment) Validate() error {
+	_, err := m.parse(time.Time{})
+	return err
+}
+
+// At is the moment, seen from now; zero where there is none.
+func (m Moment) At(now time.Time) time.Time {
+	at, _ := m.parse(now) // it was validated
+	return at
+}
+
+func (m Moment) parse(now time.Time) (time.Time, error) {
+	if m == "" {
+		return time.Time{}, nil
+	}
+	if at, err := time.Parse(time.RFC3339, string(m)); err == nil {
+		return at, nil
+	}
+	ago, err := parsePositive(string(m))
+	if err != nil {
+		return time.Time{}, fmt.Errorf("%q is neither a time like 2026-01-31T12:00:00Z nor a duration like 24h, which is that long ago", string(m))
+	}
+	return now.Add(-ago), nil
+}
+
 // Schedule is a list of delays, separated by commas.
 type Schedule []time.Duration
 

@@ -408,7 +408,7 @@ func file_webhooks_v1_connection_proto_init() {
 	if File_webhooks_v1_connection_proto != nil {
 		return
 	}
-	file_webhooks_v1_connection_proto_msgTypes[3].OneofWrappers = []any{}
+	file_webhooks_v1_connection_proto_msgTypes[4].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{

@@ -1023,7 +1023,7 @@ func (x *RejectionRow) GetWorker() string {
 }
 
 // DeadInbound is the value of `inbound.dead`, key event_id: a verified event that could not be used, with the record that
-// brought it, whole, so that it can be replayed.
+// brought it, whole, so that it can be replayed. Or, where replayed is set and nothing else, the note that this was done.
 type DeadInbound struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Event *InboundRow            `protobuf:"bytes,1,opt,name=event,proto3" json:"event,omitempty"`
@@ -1038,7 +1038,8 @@ type DeadInbound struct {
 	BuriedUnixMs int64  `protobuf:"varint,8,opt,name=buried_unix_ms,json=buriedUnixMs,proto3" json:"buried_unix_ms,omitempty"`
 	// The record is too large for a letter: the body was left out, and headers and key where that was not enough. It cannot
 	// be replayed.
-	Incomplete    bool `protobuf:"varint,9,opt,name=incomplete,proto3" json:"incomplete,omitempty"`
+	Incomplete    bool      `protobuf:"varint,9,opt,name=incomplete,proto3" json:"incomplete,omitempty"`
+	Replayed      *Replayed `protobuf:"bytes,10,opt,name=replayed,proto3" json:"replayed,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1134,6 +1135,68 @@ func (x *DeadInbound) GetIncomplete() bool {
 		return x.Incomplete
 	}
 	return false
+}
+
+func (x *DeadInbound) GetReplayed() *Replayed {
+	if x != nil {
+		return x.Replayed
+	}
+	return nil
+}
+
+// Replayed notes that a letter was replayed. It stands in the letter's partition and was written in one transaction
+// with the record.
+type Replayed struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Of the letter, in the note's partition.
+	Offset         int64 `protobuf:"varint,1,opt,name=offset,proto3" json:"offset,omitempty"`
+	ReplayedUnixMs int64 `protobuf:"varint,2,opt,name=replayed_unix_ms,json=replayedUnixMs,proto3" json:"replayed_unix_ms,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *Replayed) Reset() {
+	*x = Replayed{}
+	mi := &file_webhooks_v1_rows_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Replayed) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Replayed) ProtoMessage() {}
+
+func (x *Replayed) ProtoReflect() protoreflect.Message {
+	mi := &file_webhooks_v1_rows_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Replayed.ProtoReflect.Descriptor instead.
+func (*Replayed) Descriptor() ([]byte, []int) {
+	return file_webhooks_v1_rows_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *Replayed) GetOffset() int64 {
+	if x != nil {
+		return x.Offset
+	}
+	return 0
+}
+
+func (x *Replayed) GetReplayedUnixMs() int64 {
+	if x != nil {
+		return x.ReplayedUnixMs
+	}
+	return 0
 }
 
 var File_webhooks_v1_rows_proto protoreflect.FileDescriptor
@@ -1263,7 +1326,7 @@ const file_webhooks_v1_rows_proto_rawDesc = "" +
 	"user_agent\x18\x06 \x01(\tR\tuserAgent\x12%\n" +
 	"\x0econtent_length\x18\a \x01(\x04R\rcontentLength\x12\x16\n" +
 	"\x06weight\x18\b \x01(\rR\x06weight\x12\x16\n" +
-	"\x06worker\x18\t \x01(\tR\x06worker\"\xbe\x02\n" +
+	"\x06worker\x18\t \x01(\tR\x06worker\"\xf1\x02\n" +
 	"\vDeadInbound\x12-\n" +
 	"\x05event\x18\x01 \x01(\v2\x17.webhooks.v1.InboundRowR\x05event\x12\x17\n" +
 	"\x04body\x18\x02 \x01(\fH\x00R\x04body\x88\x01\x01\x12-\n" +
@@ -1275,9 +1338,14 @@ const file_webhooks_v1_rows_proto_rawDesc = "" +
 	"\x0eburied_unix_ms\x18\b \x01(\x03R\fburiedUnixMs\x12\x1e\n" +
 	"\n" +
 	"incomplete\x18\t \x01(\bR\n" +
-	"incompleteB\a\n" +
+	"incomplete\x121\n" +
+	"\breplayed\x18\n" +
+	" \x01(\v2\x15.webhooks.v1.ReplayedR\breplayedB\a\n" +
 	"\x05_bodyB\x06\n" +
-	"\x04_keyB?Z=github.com/betterdata/webhooks/schemas/webhooks/v1;webhooksv1b\x06proto3"
+	"\x04_key\"L\n" +
+	"\bReplayed\x12\x16\n" +
+	"\x06offset\x18\x01 \x01(\x03R\x06offset\x12(\n" +
+	"\x10replayed_unix_ms\x18\x02 \x01(\x03R\x0ereplayedUnixMsB?Z=github.com/betterdata/webhooks/schemas/webhooks/v1;webhooksv1b\x06proto3"
 
 var (
 	file_webhooks_v1_rows_proto_rawDescOnce sync.Once
@@ -1291,7 +1359,7 @@ func file_webhooks_v1_rows_proto_rawDescGZIP() []byte {
 	return file_webhooks_v1_rows_proto_rawDescData
 }
 
-var file_webhooks_v1_rows_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
+var file_webhooks_v1_rows_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
 var file_webhooks_v1_rows_proto_goTypes = []any{
 	(*AttemptRow)(nil),      // 0: webhooks.v1.AttemptRow
 	(*DeliveryRow)(nil),     // 1: webhooks.v1.DeliveryRow
@@ -1301,17 +1369,19 @@ var file_webhooks_v1_rows_proto_goTypes = []any{
 	(*BillingAuditRow)(nil), // 5: webhooks.v1.BillingAuditRow
 	(*RejectionRow)(nil),    // 6: webhooks.v1.RejectionRow
 	(*DeadInbound)(nil),     // 7: webhooks.v1.DeadInbound
-	(*Header)(nil),          // 8: webhooks.v1.Header
+	(*Replayed)(nil),        // 8: webhooks.v1.Replayed
+	(*Header)(nil),          // 9: webhooks.v1.Header
 }
 var file_webhooks_v1_rows_proto_depIdxs = []int32{
 	1, // 0: webhooks.v1.DeadDelivery.delivery:type_name -> webhooks.v1.DeliveryRow
 	4, // 1: webhooks.v1.DeadInbound.event:type_name -> webhooks.v1.InboundRow
-	8, // 2: webhooks.v1.DeadInbound.headers:type_name -> webhooks.v1.Header
-	3, // [3:3] is the sub-list for method output_type
-	3, // [3:3] is the sub-list for method input_type
-	3, // [3:3] is the sub-list for extension type_name
-	3, // [3:3] is the sub-list for extension extendee
-	0, // [0:3] is the sub-list for field type_name
+	9, // 2: webhooks.v1.DeadInbound.headers:type_name -> webhooks.v1.Header
+	8, // 3: webhooks.v1.DeadInbound.replayed:type_name -> webhooks.v1.Replayed
+	4, // [4:4] is the sub-list for method output_type
+	4, // [4:4] is the sub-list for method input_type
+	4, // [4:4] is the sub-list for extension type_name
+	4, // [4:4] is the sub-list for extension extendee
+	0, // [0:4] is the sub-list for field type_name
 }
 
 func init() { file_webhooks_v1_rows_proto_init() }
@@ -1328,7 +1398,7 @@ func file_webhooks_v1_rows_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_webhooks_v1_rows_proto_rawDesc), len(file_webhooks_v1_rows_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   8,
+			NumMessages:   9,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
