@@ -4,14 +4,16 @@
 // in the same run, a plain consumer reads the same changelog and keeps nothing.
 //
 //	go run ./bench/restore [-runs 3] [-keys 1000000] [-key 36] [-value 64] [-partitions 8] [-sessions 2]
+//	go run ./bench/restore -dedupe [-runs 1] [-keys 100000000] [-events 1000000]
 //
-// 36 and 64 bytes are a small state record of 100 B. -value 2000 is a state of payloads; -key 18 -value 3 -keys 100000000
-// is the dedupe of a hundred million events. The state is on a topic of a real Apache Kafka before anything is measured.
+// 36 and 64 bytes are a small state record of 100 B; -value 2000 is a state of payloads. With -dedupe the state is what the
+// processor remembers of so many events, and the group, once it is at work, meets more of them: after the cold start one half
+// is known and the other new, after the warm one the same are all known, and that must be what it says. The state is on a topic
+// of a real Apache Kafka before anything is measured.
 package main
 
 import (
 	"context"
-	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -26,8 +28,9 @@ import (
 
 // options are the flags; children get those of their parent.
 type options struct {
-	role, brokers, group, state                            string
-	runs, keys, keyBytes, valueBytes, partitions, sessions int
+	role, brokers, group, state                                    string
+	runs, keys, keyBytes, valueBytes, events, partitions, sessions int
+	dedupe                                                         bool
 }
 
 func main() {
@@ -40,6 +43,8 @@ func main() {
 	flag.IntVar(&o.keys, "keys", 1_000_000, "state records")
 	flag.IntVar(&o.keyBytes, "key", 36, "bytes of a key, 8 or more")
 	flag.IntVar(&o.valueBytes, "value", 64, "bytes of a value")
+	flag.BoolVar(&o.dedupe, "dedupe", false, "the state is the processor's memory of events; -key and -value are what they are there")
+	flag.IntVar(&o.events, "events", 1_000_000, "events met after each start with -dedupe, no more than -keys")
 	flag.IntVar(&o.partitions, "partitions", 8, "KAFKA_PARTITIONS")
 	flag.IntVar(&o.sessions, "sessions", min(runtime.GOMAXPROCS(0), 4), "sessions of the group; the default is the processor's own")
 	flag.Parse()
@@ -64,6 +69,10 @@ func compare(ctx context.Context, o options) error {
 	defer stop()
 	o.brokers = brokers
 	fmt.Printf("%s %s/%s, %d CPUs; %s, %d partitions\n", runtime.Version(), runtime.GOOS, runtime.GOARCH, runtime.NumCPU(), where, o.partitions)
+	if o.dedupe {
+		key, value := remembered(0)
+		o.keyBytes, o.valueBytes = len(key), len(value)
+	}
 	fmt.Printf("%d state records of %d B\n\n", o.keys, o.keyBytes+o.valueBytes)
 	if err := fill(ctx, o); err != nil {
 		return err
@@ -75,12 +84,15 @@ func compare(ctx context.Context, o options) error {
 		if err := place(ctx, o); err != nil {
 			return err
 		}
-		f, err := race(o)
+		f, err := race(ctx, o, run)
 		if err != nil {
 			return err
 		}
 		fmt.Printf("run %d  cold %6.2f s of %6.2f s  warm %6.2f s of %6.2f s  plain consumer %6.2f s; CPU cold %5.1f s, plain %5.1f s; memory cold %d MB, warm %d MB\n",
 			run+1, f.cold.restoring, f.cold.all, f.warm.restoring, f.warm.all, f.consumer.all, f.cold.cpu, f.consumer.cpu, f.cold.memory>>20, f.warm.memory>>20)
+		if o.dedupe {
+			fmt.Printf("       %d events, half of them known: %s CPU an event; again: %s\n", o.events, f.cold.recall, f.warm.recall)
+		}
 		cold, warm, reference = append(cold, f.cold.restoring), append(warm, f.warm.restoring), append(reference, f.consumer.all)
 	}
 	c, megabytes := measure.Median(cold), float64(o.keys*(o.keyBytes+o.valueBytes))/1e6
@@ -94,6 +106,7 @@ type start struct {
 	restoring, all float64
 	cpu            float64
 	memory         int64
+	recall         time.Duration // CPU an event met
 }
 
 // String is a child's answer.
@@ -102,27 +115,35 @@ func (s start) String() string { return fmt.Sprint(s.restoring, " ", s.all) }
 type figures struct{ cold, warm, consumer start }
 
 // race starts each once: the plain consumer, the group with nothing on disk, and the group again after a SIGKILL.
-func race(o options) (f figures, err error) {
+func race(ctx context.Context, o options, run int) (f figures, err error) {
 	if o.state, err = os.MkdirTemp("", "webhooks-bench-"); err != nil {
 		return f, err
 	}
 	defer os.RemoveAll(o.state)
-	if f.consumer, err = begin(o, "consumer"); err != nil {
+	if f.consumer, err = begin(o, "consumer", 0); err != nil {
 		return f, fmt.Errorf("plain consumer: %w", err)
 	}
-	if f.cold, err = begin(o, "group"); err != nil {
-		return f, fmt.Errorf("cold start: %w", err)
-	}
-	if f.warm, err = begin(o, "group"); err != nil {
-		return f, fmt.Errorf("warm start: %w", err)
+	for _, b := range []struct {
+		name  string
+		to    *start
+		known int
+	}{{"cold", &f.cold, o.events / 2}, {"warm", &f.warm, o.events}} {
+		if o.dedupe {
+			if err := feed(ctx, o, run); err != nil {
+				return f, err
+			}
+		}
+		if *b.to, err = begin(o, "group", b.known); err != nil {
+			return f, fmt.Errorf("%s start: %w", b.name, err)
+		}
 	}
 	return f, nil
 }
 
-// begin starts a child and kills it once it is at work.
-func begin(o options, role string) (s start, err error) {
+// begin starts a child and kills it once it is at work, and, with -dedupe, has met the events that were fed.
+func begin(o options, role string, known int) (s start, err error) {
 	child, err := measure.Self("-role", role, "-brokers", o.brokers, "-group", o.group, "-state", o.state, "-partitions", fmt.Sprint(o.partitions),
-		"-keys", fmt.Sprint(o.keys), "-sessions", fmt.Sprint(o.sessions))
+		"-keys", fmt.Sprint(o.keys), "-events", fmt.Sprint(o.events), "-sessions", fmt.Sprint(o.sessions), fmt.Sprint("-dedupe=", o.dedupe))
 	if err != nil {
 		return s, err
 	}
@@ -130,10 +151,18 @@ func begin(o options, role string) (s start, err error) {
 	if err := child.Ask("wait", &s.restoring, &s.all); err != nil {
 		return s, err
 	}
-	cpu, errCPU := child.CPU()
-	memory, errMemory := child.PeakMemory()
-	s.cpu, s.memory = cpu.Seconds(), memory
-	return s, errors.Join(errCPU, errMemory)
+	cpu, err := child.CPU()
+	if err != nil {
+		return s, err
+	}
+	s.cpu = cpu.Seconds()
+	if o.dedupe && role == "group" {
+		if s.recall, err = recall(o, child, known); err != nil {
+			return s, err
+		}
+	}
+	s.memory, err = child.PeakMemory()
+	return s, err
 }
 
 // await polls until check is nil.

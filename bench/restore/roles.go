@@ -20,41 +20,57 @@ import (
 	"github.com/betterdata/webhooks/schemas"
 )
 
-const (
-	input = schemas.Inbound
-	// state is a topic that does not drop records by age, as they have none.
-	state = schemas.Billing
-)
+const input = schemas.Inbound
+
+// stateTopic is dedupe's, or one that does not drop records by age, as they have none.
+func (o options) stateTopic() string {
+	if o.dedupe {
+		return schemas.InboundSeen
+	}
+	return schemas.Billing
+}
 
 // fill writes the state's changelog.
 func fill(ctx context.Context, o options) error {
-	cluster, log := o.cluster(), slog.New(slog.DiscardHandler)
-	if err := kafka.EnsureTopics(ctx, cluster, log); err != nil {
+	if err := kafka.EnsureTopics(ctx, o.cluster(), slog.New(slog.DiscardHandler)); err != nil {
 		return err
 	}
+	random := rand.NewChaCha8([32]byte{})
+	return produce(ctx, o, o.stateTopic(), o.keys, func(i int) *kgo.Record {
+		r := &kgo.Record{Partition: int32(i % o.partitions)}
+		if o.dedupe {
+			r.Key, r.Value = remembered(i)
+			return r
+		}
+		content := make([]byte, o.keyBytes+o.valueBytes)
+		_, _ = random.Read(content) // never fails
+		r.Key, r.Value = content[:o.keyBytes], content[o.keyBytes:]
+		binary.LittleEndian.PutUint64(r.Key[o.keyBytes-8:], uint64(i)) // no key twice
+		return r
+	})
+}
+
+// produce writes records to a topic, each to the partition that it says.
+func produce(ctx context.Context, o options, topic string, count int, record func(i int) *kgo.Record) error {
+	cluster, log := o.cluster(), slog.New(slog.DiscardHandler)
 	client, err := kafka.NewProducer(cluster, kafka.ProducerLimits{Records: 100_000, Bytes: 256 << 20, Timeout: time.Minute, Linger: 5 * time.Millisecond}, log)
 	if err != nil {
 		return err
 	}
 	defer client.Close()
 	promise := kgo.AbortingFirstErrPromise(client)
-	random := rand.NewChaCha8([32]byte{})
-	for i := range o.keys {
-		content := make([]byte, o.keyBytes+o.valueBytes)
-		_, _ = random.Read(content) // never fails
-		key := content[:o.keyBytes]
-		binary.LittleEndian.PutUint64(key[o.keyBytes-8:], uint64(i)) // no key twice
-		client.Produce(ctx, &kgo.Record{
-			Topic: cluster.Topic(state), Partition: int32(i % o.partitions), Key: key, Value: content[o.keyBytes:],
-		}, promise.Promise())
+	for i := range count {
+		r := record(i)
+		r.Topic = cluster.Topic(topic)
+		client.Produce(ctx, r, promise.Promise())
 	}
 	if err := promise.Err(); err != nil {
-		return fmt.Errorf("fill %s: %w", state, err)
+		return fmt.Errorf("fill %s: %w", topic, err)
 	}
 	return nil
 }
 
-// place writes where the group is in its input: one that has state and no offset refuses to start.
+// place writes where the group is in its input, the end: one that has state and no offset refuses to start.
 func place(ctx context.Context, o options) error {
 	cluster := o.cluster()
 	client, err := kgo.NewClient(kafka.Options(cluster, slog.New(slog.DiscardHandler))...)
@@ -62,11 +78,12 @@ func place(ctx context.Context, o options) error {
 		return err
 	}
 	defer client.Close()
-	offsets := kadm.Offsets{}
-	for id := range cluster.Partitions {
-		offsets.Add(kadm.Offset{Topic: cluster.Topic(input), Partition: id, LeaderEpoch: -1})
+	admin := kadm.NewClient(client)
+	ends, err := admin.ListEndOffsets(ctx, cluster.Topic(input))
+	if err != nil {
+		return err
 	}
-	return kadm.NewClient(client).CommitAllOffsets(ctx, cluster.Topic(o.group), offsets)
+	return admin.CommitAllOffsets(ctx, cluster.Topic(o.group), ends.Offsets())
 }
 
 // idle is a task that has state and nothing to do.
@@ -79,14 +96,18 @@ func (idle) Full() bool                            { return false }
 func (idle) Close()                                {}
 func (idle) Drain(context.Context)                 {}
 
-// runGroup answers, once, how long it took until the group was at work.
+// runGroup answers how long it took until the group was at work, and, asked again, how many of the events that were fed it
+// knew and did not know.
 func runGroup(ctx context.Context, o options) error {
 	began := time.Now()
-	spec := stream.Spec{
-		Group: o.group, Input: input, Stores: []stream.StoreSpec{{Topic: state}},
-		NewTask: func(*stream.Partition) (stream.Task, error) { return idle{}, nil },
-	}
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelError}))
+	spec, counts := stream.Spec{
+		Group: o.group, Input: input, Stores: []stream.StoreSpec{{Topic: o.stateTopic()}},
+		NewTask: func(*stream.Partition) (stream.Task, error) { return idle{}, nil },
+	}, &met{}
+	if o.dedupe {
+		spec = dedupeSpec(o.group, counts, log)
+	}
 	registry := prometheus.NewRegistry()
 	g, err := stream.New(spec, stream.Config{Kafka: o.cluster(), StateDir: o.state, Sessions: o.sessions}, log, registry)
 	if err != nil {
@@ -94,14 +115,21 @@ func runGroup(ctx context.Context, o options) error {
 	}
 	failed := make(chan error, 1)
 	go func() { failed <- g.Run(ctx) }()
-	return measure.Obey("started", func(string) (any, error) {
+	alive := func() {
+		select {
+		case err := <-failed:
+			panic(err)
+		default:
+		}
+	}
+	return measure.Obey("started", func(line string) (any, error) {
+		if line == "recall" {
+			err := await(ctx, func() error { alive(); return counts.of(o.events) })
+			return fmt.Sprint(counts.known.Load(), " ", counts.fresh.Load()), err
+		}
 		var assigned time.Time
 		err := await(ctx, func() error {
-			select {
-			case err := <-failed:
-				panic(err)
-			default:
-			}
+			alive()
 			if assigned.IsZero() && holds(registry) {
 				assigned = time.Now()
 			}
@@ -136,7 +164,7 @@ func runConsumer(ctx context.Context, o options) error {
 		from[id] = kgo.NewOffset().AtStart()
 	}
 	client, err := kgo.NewClient(append(kafka.Options(cluster, slog.New(slog.DiscardHandler)),
-		kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{cluster.Topic(state): from}), kgo.FetchIsolationLevel(kgo.ReadCommitted()),
+		kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{cluster.Topic(o.stateTopic()): from}), kgo.FetchIsolationLevel(kgo.ReadCommitted()),
 		kgo.FetchMaxBytes(64<<20), kgo.FetchMaxPartitionBytes(4<<20))...)
 	if err != nil {
 		return err

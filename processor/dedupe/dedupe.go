@@ -256,6 +256,12 @@ func (m *Memory) Forget(tx *stream.Tx) {
 	}
 }
 
+// Record is what the store keeps of an event that Remember is told.
+func Record(k Key, known Known, until time.Time) (key, value []byte) {
+	last := DayOf(until)
+	return encodeKey(segmentOf(last), k), encodeValue(last, known)
+}
+
 // A record's key is the segment, 2 bytes, and the event's key; its value the last day, 2 bytes, and what is known.
 const (
 	keyBytes   = 2 + len(Key{})
