@@ -36,6 +36,7 @@ func TestServicesApart(t *testing.T) {
 	t.Run("an event of an unknown customer takes effect once the customer is connected", func(t *testing.T) { testUnrouted(t, s, sign) })
 	t.Run("a failing receiver is tried again, then given up", func(t *testing.T) { testExhausted(t, s, sign) })
 	t.Run("after a rotation both secrets sign", func(t *testing.T) { testRotated(t, s, sign) })
+	t.Run("the ledger closes", func(t *testing.T) { testLedger(t, s, sign) })
 	t.Run("what is refused is counted by reason", func(t *testing.T) { testRefused(t, s, sign) })
 	t.Run("a hostile body gets its answer or a dead letter", func(t *testing.T) { testHostile(t, s, sign) })
 	s.end(t)
@@ -250,6 +251,49 @@ func testRotated(t *testing.T, s *apart, sign func([]byte, string) string) {
 	got := receiver.Wait(t, soon, 1)[0]
 	got.Verify(t, first)
 	got.Verify(t, rotated["secret"].(string))
+}
+
+// testLedger has one event for each fate: of the first nobody wants to know, the second goes to an endpoint that takes it, one
+// that fails, one that is paused and one that is disabled, and the failure makes the third, which nobody wants either.
+func testLedger(t *testing.T, s *apart, sign func([]byte, string) string) {
+	org := fmt.Sprintf("ledger-%x", time.Now().UnixNano())
+	change := func(eventType string) {
+		body := stripeEvent(t, "stripe-ruby-mock/customer.subscription.created.json", eventType, org, "cus_"+org, "sub_"+org, time.Now()).body(t)
+		status, _ := s.stripe(t, body, sign(body, stripeSecret))
+		require.Equal(t, http.StatusOK, status)
+	}
+	closes := func(want map[string]float64) bool {
+		sums := map[string]float64{}
+		for _, minute := range s.list(t, "/v1/orgs/"+org+"/ledger") {
+			for name := range want {
+				sums[name] += minute.(map[string]any)[name].(float64)
+			}
+			require.Equal(t, at(minute, "accepted"),
+				at(minute, "delivered").(float64)+at(minute, "waiting").(float64)+at(minute, "dead").(float64)+at(minute, "unmatched").(float64))
+		}
+		return fmt.Sprint(sums) == fmt.Sprint(want)
+	}
+	change("customer.subscription.created")
+	testenv.Eventually(t, soon, func() bool {
+		return closes(map[string]float64{"accepted": 1, "delivered": 0, "waiting": 0, "dead": 0, "unmatched": 1})
+	}, "the event that nobody wants")
+
+	takes, fails := testenv.NewReceiver(t), testenv.NewReceiver(t)
+	fails.Answer(func(testenv.Received) int { return http.StatusInternalServerError })
+	for url, member := range map[string]map[string]any{
+		takes.URL: {}, fails.URL: {}, takes.URL + "/paused": {"paused": true}, takes.URL + "/disabled": {"enabled": false},
+	} {
+		member["url"], member["eventTypes"] = url, []string{"subscription.updated"}
+		status, answer := s.call(t, http.MethodPost, "/v1/orgs/"+org+"/endpoints", member)
+		require.Equal(t, http.StatusCreated, status, "%v", answer)
+	}
+	change("customer.subscription.updated")
+	testenv.Eventually(t, soon, func() bool {
+		return closes(map[string]float64{"accepted": 6, "delivered": 1, "waiting": 1, "dead": 1, "unmatched": 3})
+	}, "every fate, each once")
+	require.Len(t, takes.Received(), 1)
+	require.Len(t, fails.Received(), 4)
+	require.Len(t, s.list(t, "/v1/orgs/"+org+"/events?status=unmatched"), 2)
 }
 
 func testRefused(t *testing.T, s *apart, sign func([]byte, string) string) {

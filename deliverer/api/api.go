@@ -1,5 +1,5 @@
-// Package api answers the reads of an organization's deliveries and events, from the record in ClickHouse: the record
-// follows the deliveries by a second or two, and while ClickHouse is away the answer is 503.
+// Package api answers the reads of an organization's deliveries, events and ledger, from the record in ClickHouse: the
+// record follows the deliveries by a second or two, and while ClickHouse is away the answer is 503.
 //
 // Every query names the organization of the path, which the router has checked against the key: another
 // organization's id is not found.
@@ -43,6 +43,7 @@ func (a *API) Register(r *httpapi.Router) {
 	r.Handle(http.MethodGet, "/v1/orgs/{org}/deliveries/{id}", scopeRead, a.read(a.getDelivery))
 	r.Handle(http.MethodGet, "/v1/orgs/{org}/events", scopeRead, a.read(a.listEvents))
 	r.Handle(http.MethodGet, "/v1/orgs/{org}/events/{id}", scopeRead, a.read(a.getEvent))
+	r.Handle(http.MethodGet, "/v1/orgs/{org}/ledger", scopeRead, a.read(a.listLedger))
 }
 
 // read bounds a handler's queries, answers what it returns, and turns a failing ClickHouse into 503.

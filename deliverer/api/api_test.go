@@ -272,7 +272,7 @@ func TestWithoutClickHouseTheAnswerIs503(t *testing.T) {
 	conn, err := clickhouse.Open(t.Context(), "clickhouse://127.0.0.1:1/webhooks")
 	require.NoError(t, err)
 	w := serve(conn)
-	for _, path := range []string{"deliveries", "events", "deliveries/" + w.id(id.Delivery, 1), "events/" + w.id(id.Event, 1)} {
+	for _, path := range []string{"deliveries", "events", "ledger", "deliveries/" + w.id(id.Delivery, 1), "events/" + w.id(id.Event, 1)} {
 		body := w.get(t, 503, "/v1/orgs/org_1/"+path)
 		require.Equal(t, "clickhouse_unavailable", body["code"])
 	}

@@ -90,26 +90,15 @@ func (a *API) getDelivery(ctx context.Context, req *fasthttp.RequestCtx) (any, e
 	if err != nil {
 		return nil, err
 	}
-	for deadline := time.Now().Add(rowsApart); ; {
+	return agreed(ctx, func() (*deliveryWithAttempts, bool, error) {
 		found, err := a.delivery(ctx, httpapi.Org(req), deliveryID)
-		if err != nil || len(found.Attempts) == int(found.AttemptCount) || time.Now().After(deadline) {
-			return found, err
+		if err != nil {
+			return nil, false, err
 		}
-		select {
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		case <-time.After(rowsAgain):
-		}
-	}
+		// Who has just read "delivered" wants to see the attempt that did it.
+		return found, len(found.Attempts) == int(found.AttemptCount), nil
+	})
 }
-
-// A delivery and its attempts are rows of two topics, inserted by sinks that flush when they please: either may be there
-// before the other. Who has just read "delivered" wants to see the attempt that did it, so one delivery is read again
-// until the two agree. They have to within the 3 s in which an attempt must be visible; after that the answer is what there is.
-const (
-	rowsApart = 3 * time.Second
-	rowsAgain = 100 * time.Millisecond
-)
 
 // delivery reads one delivery with its attempts, which may be a flush ahead of it or behind.
 func (a *API) delivery(ctx context.Context, org, deliveryID string) (*deliveryWithAttempts, error) {

@@ -81,6 +81,29 @@ func (w *where) between(column string, p httpapi.ListParams) {
 
 func ceilMS(t time.Time) int64 { return t.Add(time.Millisecond - 1).UnixMilli() }
 
+// What one answer shows may be rows of two topics, inserted by sinks that flush when they please: either may be there
+// before the other. So it is read again until the two agree. They have to within the 3 s in which an attempt must be
+// visible; after that the answer is what there is.
+const (
+	rowsApart = 3 * time.Second
+	rowsAgain = 100 * time.Millisecond
+)
+
+// agreed reads until what it reads agrees with itself.
+func agreed[T any](ctx context.Context, read func() (found T, agrees bool, err error)) (T, error) {
+	for deadline := time.Now().Add(rowsApart); ; {
+		found, agrees, err := read()
+		if err != nil || agrees || time.Now().After(deadline) {
+			return found, err
+		}
+		select {
+		case <-ctx.Done():
+			return found, ctx.Err()
+		case <-time.After(rowsAgain):
+		}
+	}
+}
+
 // query reads all rows of an answer.
 func query[T any](ctx context.Context, conn driver.Conn, scan func(driver.Rows) (T, error), sql string, args ...any) ([]T, error) {
 	rows, err := conn.Query(ctx, sql, args...)

@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	client "github.com/ClickHouse/clickhouse-go/v2"
 	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sync/errgroup"
@@ -142,6 +143,28 @@ func TestLedgerCountsEachDeliveryOnceInItsMinute(t *testing.T) {
 		{org: "org_1", accepted: 1, delivered: 1},
 		{org: "org_2", accepted: 1, waiting: 1},
 	}, got)
+}
+
+// What a query asks of the ledger has to reach the sort key and the partitions of the deliveries: the view sums up months.
+func TestLedgerReadsNoMoreThanIsAsked(t *testing.T) {
+	conn := migrated(t)
+	// Four weeks of 40 organizations, a delivery of each a minute.
+	require.NoError(t, conn.Exec(t.Context(), `INSERT INTO deliveries (organization_id, delivery_id, accepted_at, status, version)
+		SELECT concat('org_', toString(number % 40)), toString(number),
+			toStartOfDay(now64(3, 'UTC')) - toIntervalMinute(intDiv(number, 40)), 'delivered', 1
+		FROM numbers(40 * 60 * 24 * 28)`))
+	var read uint64
+	ctx := client.Context(t.Context(), client.WithProgress(func(p *client.Progress) { read += p.Rows }))
+	rows, err := conn.Query(ctx, `SELECT minute, accepted FROM ledger WHERE organization_id = 'org_7'
+		AND minute >= toStartOfDay(now64(3, 'UTC')) - toIntervalDay(10) AND minute < toStartOfDay(now64(3, 'UTC')) - toIntervalDay(9)`)
+	require.NoError(t, err)
+	minutes := 0
+	for rows.Next() {
+		minutes++
+	}
+	require.NoError(t, rows.Err())
+	require.Equal(t, 60*24, minutes)
+	require.Less(t, read, uint64(4*8192), "rows of 1.6 million")
 }
 
 func TestURLErrorsKeepThePasswordToThemselves(t *testing.T) {
