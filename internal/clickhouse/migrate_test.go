@@ -15,7 +15,7 @@ import (
 	"github.com/betterdata/webhooks/internal/testenv"
 )
 
-// contract is CONTRACT §8, names and types as system.columns shows them.
+// contract is CONTRACT §8, and the roll-ups beside it: names and types as system.columns shows them.
 var contract = map[string]string{
 	"delivery_attempts": `attempt_id String, delivery_id String, event_id String, endpoint_id String,
 		organization_id String, event_type L, number UInt16, trigger L, started_at T, duration_ms UInt32,
@@ -37,13 +37,17 @@ var contract = map[string]string{
 		customer_id String, subscription_id String, invoice_id String, amount Nullable(Int64), currency L,
 		plan_before L, plan_after L, snapshot_version UInt64, livemode UInt8, occurred_at T, recorded_at T,
 		src_topic L, src_part Int32, src_offset Int64`,
+	"attempts_per_minute": `minute DateTime, outcome L, error_class L, attempts UInt64, maybe_repeated_attempts UInt64, durations Q`,
+	"endpoint_attempts_per_minute": `organization_id String, endpoint_id String, minute DateTime, outcome L, error_class L,
+		attempts UInt64, maybe_repeated_attempts UInt64, durations Q`,
 	"rejected_requests": `rejected_at T, source L, reason L, status UInt16, remote_ip IPv6, user_agent String,
 		content_length UInt64, weight UInt32, worker L, src_topic L, src_part Int32, src_offset Int64`,
 }
 
 func TestTablesAreTheContract(t *testing.T) {
 	conn := migrated(t)
-	types := strings.NewReplacer("LowCardinality(String)", "L", "DateTime64(3, 'UTC')", "T")
+	types := strings.NewReplacer("LowCardinality(String)", "L", "DateTime64(3, 'UTC')", "T",
+		"AggregateFunction(quantilesTiming(0.5, 0.95, 0.99), UInt32)", "Q")
 	for table, want := range contract {
 		t.Run(table, func(t *testing.T) {
 			rows, err := conn.Query(t.Context(),
@@ -165,6 +169,55 @@ func TestLedgerReadsNoMoreThanIsAsked(t *testing.T) {
 	require.NoError(t, rows.Err())
 	require.Equal(t, 60*24, minutes)
 	require.Less(t, read, uint64(4*8192), "rows of 1.6 million")
+}
+
+// A roll-up that kept sums would miss the late row, count the repeated batch twice, or go on without what was deleted.
+func TestRollUpsFollowTheAttempts(t *testing.T) {
+	conn := migrated(t)
+	insert := func(token string, values string) {
+		require.NoError(t, conn.Exec(t.Context(), `INSERT INTO delivery_attempts
+			(organization_id, endpoint_id, attempt_id, started_at, outcome, error_class, duration_ms, maybe_repeated, test)
+			SELECT 'org_1', e, a, toStartOfDay(now64(3, 'UTC')) + toIntervalMillisecond(at), if(c = '', 'success', 'failure'), c, ms, r, t
+			FROM values('e String, a String, at UInt32, c String, ms UInt32, r UInt8, t UInt8', `+values+`)
+			SETTINGS async_insert = 0, insert_deduplication_token = '`+token+`', deduplicate_insert_select = 'enable_even_for_bad_queries'`))
+	}
+	type line struct {
+		minute             time.Time
+		class              string
+		attempts, repeated uint64
+		median             float32
+	}
+	read := func(view, where string) (lines []line) {
+		rows, err := conn.Query(t.Context(), `SELECT minute, error_class, sum(attempts), sum(maybe_repeated_attempts),
+			quantilesTimingMerge(0.5, 0.95, 0.99)(durations)[1] FROM `+view+` WHERE `+where+` GROUP BY ALL ORDER BY ALL`)
+		require.NoError(t, err)
+		defer rows.Close()
+		for rows.Next() {
+			var l line
+			require.NoError(t, rows.Scan(&l.minute, &l.class, &l.attempts, &l.repeated, &l.median))
+			l.minute = l.minute.UTC()
+			lines = append(lines, l)
+		}
+		require.NoError(t, rows.Err())
+		return lines
+	}
+	day := time.Now().UTC().Truncate(24 * time.Hour)
+	const batch = `('ep_1', '1', 0, '', 100, 0, 0), ('ep_1', '2', 59999, '', 300, 0, 0), ('ep_2', '3', 30000, '', 200, 0, 0),
+		('ep_2', '4', 60000, 'dns', 5, 1, 0), ('ep_1', '5', 0, 'tls', 9, 0, 1)`
+	insert("1", batch)
+	insert("1", batch)
+	first := line{minute: day, attempts: 3, median: 200}
+	second := line{minute: day.Add(time.Minute), class: "dns", attempts: 1, repeated: 1, median: 5}
+	require.Equal(t, []line{first, second}, read("attempts_per_minute", "1"))
+	require.Equal(t, []line{{minute: day, attempts: 2, median: 300}}, read("endpoint_attempts_per_minute", "organization_id = 'org_1' AND endpoint_id = 'ep_1'"))
+
+	insert("2", `('ep_1', '6', 1000, '', 150, 1, 0), ('ep_3', '7', 2000, '', 160, 0, 0)`)
+	late := line{minute: day, attempts: 5, repeated: 1, median: 160}
+	require.Equal(t, []line{late, second}, read("attempts_per_minute", "1"))
+	require.Equal(t, []line{late, second}, read("endpoint_attempts_per_minute", "1"))
+
+	require.NoError(t, conn.Exec(t.Context(), "DELETE FROM delivery_attempts WHERE attempt_id IN ('6', '7')"))
+	require.Equal(t, []line{first, second}, read("attempts_per_minute", "1"))
 }
 
 func TestURLErrorsKeepThePasswordToThemselves(t *testing.T) {
