@@ -1,5 +1,5 @@
-// Package clickhouse holds the ClickHouse tables as migrations, in the order of their numbers. internal/clickhouse
-// applies them.
+// Package clickhouse holds the ClickHouse tables as migrations, in the order of their numbers, and Questions,
+// the queries that people start from. internal/clickhouse applies the migrations.
 //
 // Rules for a migration: several instances may run it at the same time, and one may die half-way, so every statement
 // must be safe to repeat (IF NOT EXISTS, IF EXISTS); one that was released is never edited, the next number changes it.
