@@ -2,15 +2,25 @@
 -- Sorted by organization and time: that is how merchants' support and analysts ask. One delivery's attempts, and one
 -- event's, are found by the bloom filters. Weekly partitions: few enough to keep inserts whole, small enough that
 -- whole parts expire (ttl_only_drop_parts), so that no merge ever rewrites a part to drop rows.
--- Ids and excerpts barely repeat (ZSTD), times grow within the sort order (Delta).
+--
+-- Measured by bench/record on 8.6 million attempts of 1,000 organizations over 30 days; times are of the CPU:
+--   - A row takes 55 B, in a table that nobody furnished, sorted by time, 134. 36 B of the 55 are attempt_id, delivery_id
+--     and event_id, hashes that no codec shortens further (ZSTD(9) does not). ZSTD rather than LZ4 for numbers and
+--     words too saves 8 B and costs queries nothing. Delta saves up to 0.8 B a time where an organization is busy and
+--     loses up to 0.4 where it is not; DoubleDelta loses everywhere.
+--   - A merchant's week by endpoint takes 12 ms; the attempts of a delivery 14 ms with its organization (unfurnished
+--     280), 25 ms without. A week of everybody takes 0.7 to 0.9 s, as it does unfurnished: what costs is the summing up.
+--   - Sorted by (organization_id, endpoint_id, started_at) the table is as large, and a week by endpoint takes three
+--     quarters of the time, but an organization's newest attempts lie everywhere. Sorted by hour first a row takes 75 B
+--     and a merchant's week reads 40 times the rows, for an hour of everybody in half the time: ask Prometheus for that.
 -- +goose StatementBegin
 CREATE TABLE IF NOT EXISTS delivery_attempts
 (
-    attempt_id       String CODEC(ZSTD(1)),
-    delivery_id      String CODEC(ZSTD(1)),
-    event_id         String CODEC(ZSTD(1)),
-    endpoint_id      String CODEC(ZSTD(1)),
-    organization_id  String CODEC(ZSTD(1)),
+    attempt_id       String,
+    delivery_id      String,
+    event_id         String,
+    endpoint_id      String,
+    organization_id  String,
     event_type       LowCardinality(String),
     number           UInt16,
     trigger          LowCardinality(String),
@@ -25,17 +35,17 @@ CREATE TABLE IF NOT EXISTS delivery_attempts
     outcome          LowCardinality(String),
     status_code      UInt16,
     error_class      LowCardinality(String),
-    response_excerpt String CODEC(ZSTD(1)),
+    response_excerpt String,
     response_bytes   UInt32,
     request_bytes    UInt32,
-    next_attempt_at  Nullable(DateTime64(3, 'UTC')) CODEC(ZSTD(1)),
+    next_attempt_at  Nullable(DateTime64(3, 'UTC')),
     delivery_status  LowCardinality(String),
-    replay_id        String CODEC(ZSTD(1)),
+    replay_id        String,
     test             UInt8,
     maybe_repeated   UInt8,
     worker           LowCardinality(String),
     src_topic        LowCardinality(String),
-    src_part         Int32 CODEC(ZSTD(1)),
+    src_part         Int32,
     src_offset       Int64 CODEC(Delta, ZSTD(1)),
     INDEX by_src_offset src_offset TYPE minmax GRANULARITY 1,
     INDEX by_delivery delivery_id TYPE bloom_filter(0.01) GRANULARITY 1,
@@ -45,5 +55,7 @@ ENGINE = MergeTree
 PARTITION BY toMonday(started_at)
 ORDER BY (organization_id, started_at, attempt_id)
 TTL toDateTime(started_at) + toIntervalHour(2160)
-SETTINGS non_replicated_deduplication_window = 100000, fsync_after_insert = 1, fsync_part_directory = 1, ttl_only_drop_parts = 1;
+SETTINGS default_compression_codec = 'ZSTD(1)',
+    non_replicated_deduplication_window = 100000,
+    fsync_after_insert = 1, fsync_part_directory = 1, ttl_only_drop_parts = 1;
 -- +goose StatementEnd

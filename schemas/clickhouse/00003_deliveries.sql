@@ -2,21 +2,27 @@
 -- The newest version of a delivery holds. Partition and sort key are made of what never changes in a delivery, or its
 -- versions would not replace each other: accepted_at is the event's. Rows repeat freely, so there is no src_offset.
 -- created_at differs from accepted_at in replays; lists are in its order.
+--
+-- Measured by bench/record on 4.8 million deliveries; times are of the CPU: a row takes 43 B, unfurnished 84. A page of an
+-- organization's deliveries takes 44 ms (unfurnished 970), one by its id 6, a day of its ledger 6, all of it 30, what waits
+-- of everybody 290, a week of everybody 600 to 700. An index on status does not help what waits, for FINAL has to read the
+-- newer versions too. Merging old weeks whole (min_age_to_force_merge_seconds) saves a fifth to a half of everybody's week,
+-- and would rewrite a week whenever a late retry or a replay touches it.
 -- +goose StatementBegin
 CREATE TABLE IF NOT EXISTS deliveries
 (
-    delivery_id     String CODEC(ZSTD(1)),
-    organization_id String CODEC(ZSTD(1)),
-    endpoint_id     String CODEC(ZSTD(1)),
-    event_id        String CODEC(ZSTD(1)),
+    delivery_id     String,
+    organization_id String,
+    endpoint_id     String,
+    event_id        String,
     event_type      LowCardinality(String),
     status          LowCardinality(String),
     reason          LowCardinality(String),
     accepted_at     DateTime64(3, 'UTC') CODEC(Delta, ZSTD(1)),
-    next_attempt_at Nullable(DateTime64(3, 'UTC')) CODEC(ZSTD(1)),
-    ended_at        Nullable(DateTime64(3, 'UTC')) CODEC(ZSTD(1)),
+    next_attempt_at Nullable(DateTime64(3, 'UTC')),
+    ended_at        Nullable(DateTime64(3, 'UTC')),
     attempt_count   UInt16,
-    replay_id       String CODEC(ZSTD(1)),
+    replay_id       String,
     test            UInt8,
     version         UInt64,
     created_at      DateTime64(3, 'UTC') CODEC(Delta, ZSTD(1)),
@@ -28,7 +34,9 @@ ENGINE = ReplacingMergeTree(version)
 PARTITION BY toMonday(accepted_at)
 ORDER BY (organization_id, accepted_at, delivery_id)
 TTL toDateTime(accepted_at) + toIntervalHour(2160)
-SETTINGS non_replicated_deduplication_window = 100000, fsync_after_insert = 1, fsync_part_directory = 1, ttl_only_drop_parts = 1;
+SETTINGS default_compression_codec = 'ZSTD(1)',
+    non_replicated_deduplication_window = 100000,
+    fsync_after_insert = 1, fsync_part_directory = 1, ttl_only_drop_parts = 1;
 -- +goose StatementEnd
 
 -- The unit is (event, endpoint) in the minute of acceptance. Read from the deliveries themselves: no sum is kept that a

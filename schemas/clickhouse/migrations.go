@@ -10,6 +10,7 @@
 //     parts. Offsets alone would be mistaken for those of an earlier topic of the same name;
 //   - it is partitioned by a time whose unit the sink knows (sink.Week, sink.Month), because one insert is one part
 //     only within one partition;
+//   - default_compression_codec is ZSTD(1), for whatever names no codec of its own;
 //   - non_replicated_deduplication_window and fsync: an acknowledged insert is on disk and a repeated token is ignored.
 //     The window is the count of tokens remembered, hours of inserts at one a second from each of 64 partitions would
 //     need more; it is only the second line, the count is the first.
