@@ -40,7 +40,7 @@ func replayDeadLetters(ctx context.Context, c settings.ReplayDeadLetters, stdout
 	}
 	fmt.Fprintf(stdout, "%d %s", tally.Replayed, done)
 	if tally.Before > 0 {
-		fmt.Fprintf(stdout, ", %d already were (--again)", tally.Before)
+		fmt.Fprintf(stdout, ", %d already were", tally.Before)
 	}
 	if tally.Unreplayable > 0 {
 		fmt.Fprintf(stdout, ", %d cannot be (list says why)", tally.Unreplayable)

@@ -68,10 +68,7 @@ func TestLettersOfTheOtherTopicsAreReplayed(t *testing.T) {
 	require.Equal(t, deadletters.Tally{Before: 1}, r.replay(deadletters.Replay{}))
 	delivery := deliveries(t, r.cfg, 1)
 	require.Len(t, delivery, 1, "once")
-	require.Equal(t, 1, r.replay(deadletters.Replay{Again: true}).Replayed)
-	more := deliveries(t, r.cfg, 2)
-	require.Len(t, more, 2, "and once more when asked for again")
-	require.Equal(t, delivery[0].Targets[0].DeliveryId, more[1].Targets[0].DeliveryId)
+	require.Equal(t, deadletters.Tally{Before: 1}, r.replay(deadletters.Replay{Again: true}), "its attempts would be counted anew")
 
 	unrouted := &kgo.Record{Key: []byte("stripe/cus_1"), Value: []byte(`{"id":"evt_s","created":1700000000,"data":{"object":{"id":"sub_1",
 		"object":"subscription","customer":"cus_1","status":"active","items":{"data":[{"price":{"id":"price_1","lookup_key":"scm_pro"}}]}}}}`)}

@@ -246,7 +246,7 @@ type ListDeadLetters struct {
 // ReplayDeadLetters is `webhooks dead-letters replay`.
 type ReplayDeadLetters struct {
 	DeadLetters
-	Again  bool `name:"again" help:"Replay those too that were replayed before. Of the topic events they are delivered once more."`
+	Again  bool `name:"again" help:"Replay those too that were replayed before, but for letters of the topic events."`
 	DryRun bool `name:"dry-run" help:"Only print what would be replayed."`
 }
 

@@ -4,17 +4,16 @@
 // A letter on `inbound.dead` has the record that brought the event, whole. A replay writes that record again, byte for
 // byte, to the topic and the partition that it came from, where it takes its place behind what is there by now. With it,
 // in one transaction, goes a note that the letter was replayed, and no replay takes a letter that has one: whatever is
-// killed, and however many replay at once, each letter is replayed once, unless it is asked for again.
-//
-// Asked for again, or when its source sends the event again meanwhile, this holds by the topic that it came from:
+// killed, and however many replay at once, each letter is replayed once. It may be asked for again, where that does no harm;
+// then, or when its source sends the event again meanwhile, this holds by the topic that it came from:
 //
 //   - inbound: the event takes effect once. Its organization's owner remembers it, as dead until it took effect and as
 //     done from then on, for DEDUPE_RETENTION after each; a letter that is older may meet an owner that has forgotten. An
 //     event that is still of no use gets no second letter.
 //   - inbound.unrouted: the same, since all that the router makes of it comes to the organization's owner. Its rows may
 //     say twice that it came.
-//   - events: it is delivered once for each time that it is asked for, under the same delivery ids. Fan-out remembers
-//     nothing, and a deliverer does not ask whether what it is given was delivered before.
+//   - events: it is not replayed again. Fan-out remembers nothing, and a deliverer does not ask whether what it is given was
+//     delivered before: it would count the same delivery's attempts from 1 once more.
 //
 // Where nobody remembers (the router, fan-out, what names no organization or has no id, and commands, which are carried out
 // as they are read), a record that is still of no use gets a new letter in the place of the one that was replayed.

@@ -17,7 +17,7 @@ import (
 // Replay says which letters are replayed.
 type Replay struct {
 	Filter Filter
-	// Again takes those too that were replayed before.
+	// Again takes those too that were replayed before, but for events: their attempts would be counted anew.
 	Again bool
 	// DryRun only says which they would be.
 	DryRun bool
@@ -67,7 +67,7 @@ func (r Replay) Run(ctx context.Context, cluster kafka.Config, log *slog.Logger,
 		case unreplayable(l.DeadInbound) != "":
 			t.Unreplayable++
 			return nil
-		case !l.Replayed.IsZero() && !r.Again:
+		case !l.Replayed.IsZero() && (!r.Again || l.Topic == schemas.Events):
 			t.Before++
 			return nil
 		}
