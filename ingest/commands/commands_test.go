@@ -159,6 +159,8 @@ func TestHowWritesAreAnswered(t *testing.T) {
 		"deletion without an outcome":  {http.MethodDelete, one, "", silent, 202, schemas.Inbound, "org_1"},
 		"enabled":                      {http.MethodPost, one + "/enable", "", changed, 200, schemas.Inbound, "org_1"},
 		"disabled":                     {http.MethodPost, one + "/disable", "{}", changed, 200, schemas.Inbound, "org_1"},
+		"disabling for a reason":       {http.MethodPost, one + "/disable", `{"reason":"x"}`, changed, 422, "", ""},
+		"disabling with no JSON":       {http.MethodPost, one + "/disable", `{`, changed, 400, "", ""},
 		"disabling refused":            {http.MethodPost, one + "/disable", "", refused, 409, schemas.Inbound, "org_1"},
 		"disabling without an outcome": {http.MethodPost, one + "/disable", "", silent, 202, schemas.Inbound, "org_1"},
 		"disabling, another outcome":   {http.MethodPost, one + "/disable", "", deleted, 500, schemas.Inbound, "org_1"},

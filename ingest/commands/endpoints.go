@@ -109,12 +109,21 @@ func (c *Commands) patchEndpoint(ctx *fasthttp.RequestCtx, p httpapi.Principal) 
 }
 
 // setEnabled is the action that does what this patch does. Unlike other POSTs it changes what is there, so it takes
-// If-Match too. It needs no body.
+// If-Match too. It needs no body; one that it has must be an empty object.
 func (c *Commands) setEnabled(patch string) httpapi.Handler {
 	return func(ctx *fasthttp.RequestCtx, p httpapi.Principal) error {
 		endpointID, problem := pathID(ctx, id.Endpoint)
 		if problem != nil {
 			return problem
+		}
+		if len(ctx.Request.Body()) > 0 {
+			body, err := httpapi.JSONBody(ctx)
+			if err != nil {
+				return err
+			}
+			if err := httpapi.DecodeStrict(body, &struct{}{}); err != nil {
+				return err
+			}
 		}
 		cmd, problem := command(ctx, p)
 		if problem != nil {
