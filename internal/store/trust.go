@@ -19,7 +19,7 @@ const (
 type Log struct {
 	TopicID    [16]byte
 	Start, End int64
-	// ByAge says that a record means nothing once the log drops it for its age, so no tombstone can have been missed.
+	// ByAge says that a record means nothing once the log drops it for its age: a tombstone that was missed does no harm.
 	ByAge bool
 }
 

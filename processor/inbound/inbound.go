@@ -5,12 +5,14 @@
 // input's offset: the new state (tables `billing`, `entitlements`), what is told to merchants (`events`), the audit entry
 // (`billing-audit`) and one row that says what became of it (`inbound-rows`). A command is handed to package commands
 // and leaves the changed endpoints and its outcome; one with an Idempotency-Key is looked for among those that came before
-// (package idempotency), and handed on where an account's owner carries it out. Timers of the domain are due times in the state itself, found by an
-// index and applied when the runtime calls. An account that is moved to another organization is handed over to it.
+// (package idempotency), and handed on where an account's owner carries it out. Timers of the domain are due times in the
+// state itself, found by an index and applied when the runtime calls. An account that is moved to another organization is
+// handed over to it.
 //
-// What it promises: one effect per source and event id within the dedupe time, whoever the account is moved to meanwhile;
-// nothing but a repeat is dropped without a row; a record that cannot be used goes to `inbound.dead` with its reason, stops nobody, and takes
-// effect when it comes again after a fix. What it must not do: decide anything about billing or endpoints itself.
+// What it promises: one effect per source and event id within the dedupe time, whomever a move by API gives the account to
+// meanwhile (of learnt connections ARCHITECTURE.md says less); nothing but a repeat is dropped without a row; a record that
+// cannot be used goes to `inbound.dead` with its reason, stops nobody, and takes effect when it comes again after a fix. What
+// it must not do: decide anything about billing or endpoints itself.
 package inbound
 
 import (

@@ -34,8 +34,8 @@ import (
 // at most.
 const moveWindow = time.Minute
 
-// maxRemembered bounds a remember command, in bytes of events: what one transaction of its receiver writes, some 20,000 small
-// records.
+// maxRemembered bounds a remember command, in bytes of events: some 20,000 small records of its receiver. Who hands an account
+// over does so in one transaction, however many there are; a customer has dozens.
 const maxRemembered = 256 << 10
 
 // movedPrefix begins the keys of marks in the store `billing`. An organization's own key has no slash.

@@ -78,6 +78,7 @@ func (u unit) connected(in *kgo.Record, e *event, connection *webhooksv1.Connect
 		return err
 	}
 	if !live {
+		u.counts[resultHeld]++
 		return u.hold(in, e.key())
 	}
 	u.counts[resultForwarded]++
