@@ -1,6 +1,7 @@
 // Command record measures what the record in ClickHouse costs and how fast it answers: bytes a row of the large tables,
 // and the time of each question of schemas/clickhouse/questions and of the API's reads. Beside it, in the same run, the
-// same rows in tables that nobody furnished: sorted by time, ClickHouse's default codec, no skip index, no partitions.
+// same rows, by the same inserts, in tables that nobody furnished: sorted by time, ClickHouse's default codec, no skip
+// index, no partitions.
 //
 //	go run ./bench/record [-deliveries 5000000] [-organizations 1000] [-days 30] [-runs 5] [-columns]
 //
