@@ -43,7 +43,7 @@ const (
 )
 
 // New is the letter of a record of a topic (without prefix). It always encodes and fits into a record, whatever is in the
-// one that it is about; its key is to be the row's event id. The row that it returns is for `inbound-rows` too.
+// one that it is about. The row that it has is for `inbound-rows` too.
 func New(topic string, record *kgo.Record, row *webhooksv1.InboundRow, now time.Time) *webhooksv1.DeadInbound {
 	letter := &webhooksv1.DeadInbound{
 		Event: bounded(row), Body: record.Value, Key: record.Key,
@@ -59,6 +59,19 @@ func New(topic string, record *kgo.Record, row *webhooksv1.InboundRow, now time.
 		letter.Headers, letter.Key = nil, nil
 	}
 	return letter
+}
+
+// Record is a letter as it stands on `inbound.dead`, under its event's id.
+func Record(letter *webhooksv1.DeadInbound) *kgo.Record {
+	return &kgo.Record{Key: []byte(letter.Event.EventId), Value: encode(letter)}
+}
+
+func encode(m *webhooksv1.DeadInbound) []byte {
+	value, err := proto.Marshal(m)
+	if err != nil {
+		panic("BUG: a dead letter does not encode: " + err.Error())
+	}
+	return value
 }
 
 func fits(letter *webhooksv1.DeadInbound) bool {

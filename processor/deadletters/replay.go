@@ -136,11 +136,8 @@ func (w *writer) write(ctx context.Context, letters []*Letter) error {
 }
 
 func (w *writer) note(l *Letter, now time.Time) *kgo.Record {
-	value, err := proto.Marshal(&webhooksv1.DeadInbound{
+	value := encode(&webhooksv1.DeadInbound{
 		Replayed: &webhooksv1.Replayed{Offset: l.At.Offset, ReplayedUnixMs: now.UnixMilli()},
 	})
-	if err != nil {
-		panic("BUG: a note does not encode: " + err.Error())
-	}
 	return &kgo.Record{Topic: w.cluster.Topic(schemas.InboundDead), Partition: l.At.Partition, Key: l.key, Value: value}
 }

@@ -43,7 +43,8 @@ type tally struct {
 func (t *task) Process(tx *stream.Tx, in *kgo.Record) error {
 	e, reason := readEvent(in)
 	if reason != "" {
-		return t.bury(tx, in, e, reason)
+		t.bury(tx, in, e, reason)
+		return nil
 	}
 	h := &heldEvent{event: e, pending: tx.Track(1), seq: t.seq, since: tx.Now()}
 	if h.pending.Done(0) {
@@ -78,19 +79,14 @@ func (t *task) fanOut(tx *stream.Tx, h *heldEvent) (done bool, err error) {
 
 // bury puts an event that cannot be fanned out where it can be looked at and replayed from. Events are made by us: it is
 // a mistake of ours.
-func (t *task) bury(tx *stream.Tx, in *kgo.Record, e *event, reason string) error {
+func (t *task) bury(tx *stream.Tx, in *kgo.Record, e *event, reason string) {
 	t.log.Error("event cannot be fanned out", "org", e.Organization, "event_id", e.ID, "partition", t.partition.ID(), "reason", reason)
 	t.tally.dead++
 	letter := deadletters.New(schemas.Events, in, &webhooksv1.InboundRow{
 		Source: e.Source, SourceEventId: e.ID, EventId: e.ID, OrganizationId: e.Organization, Type: e.Type,
 		Outcome: schemas.OutcomeDead, Reason: reason, ReceivedUnixMs: e.AcceptedUnixMS,
 	}, tx.Now())
-	value, err := proto.Marshal(letter)
-	if err != nil {
-		return fmt.Errorf("encode dead letter of event %q: %w", e.ID, err)
-	}
-	tx.Emit(schemas.InboundDead, e.Organization, &kgo.Record{Key: []byte(letter.Event.EventId), Value: value})
-	return nil
+	tx.Emit(schemas.InboundDead, e.Organization, deadletters.Record(letter))
 }
 
 // Advance implements stream.Task: it goes on with what is held.

@@ -46,7 +46,7 @@ func (t *task) bury(tx *stream.Tx, e *event, reason string) result {
 	t.log.Warn("inbound record cannot be used", "org", e.organization, "event_id", e.eventID, "source", e.source,
 		"type", e.eventType, "reason", reason)
 	letter := deadletters.New(schemas.Inbound, e.record, inboundRow(e, dead, reason), tx.Now())
-	emit(tx, schemas.InboundDead, routing(e), letter.Event.EventId, letter)
+	tx.Emit(schemas.InboundDead, routing(e), deadletters.Record(letter))
 	emit(tx, schemas.InboundRows, routing(e), letter.Event.EventId, letter.Event)
 	return dead
 }

@@ -1,7 +1,6 @@
 package routing
 
 import (
-	"fmt"
 	"slices"
 
 	"google.golang.org/protobuf/proto"
@@ -16,14 +15,8 @@ const holdersPrefix = "!holders/"
 // holders is empty where nothing is kept.
 func (u unit) holders(account string) (*webhooksv1.AccountHolders, error) {
 	holders := &webhooksv1.AccountHolders{}
-	value, ok, err := u.tx.Get(schemas.UnroutedHeld, []byte(holdersPrefix+account))
-	if err != nil || !ok {
-		return holders, err
-	}
-	if err := proto.Unmarshal(value, holders); err != nil {
-		return nil, fmt.Errorf("decode holders of %s: %w", account, err)
-	}
-	return holders, nil
+	_, err := u.get(schemas.UnroutedHeld, holdersPrefix+account, holders)
+	return holders, err
 }
 
 func (u unit) putHolders(account string, holders *webhooksv1.AccountHolders) error {

@@ -12,9 +12,9 @@
 //	connection and route      what still comes here, from an edge that has not seen the route, is forwarded
 //
 // Organizations are told, by commands on their own topic and ahead of the events, when an account becomes theirs and
-// when it was moved away from them, so that what they know of it moves along; one that was disconnected keeps it until another
-// is connected, and then hands it over. A moved account goes live again once it has
-// been handed over: until then the organization it was moved to does not know which of its events took effect.
+// when it was moved away from them, so that what they know of it moves along; one that was disconnected keeps it until
+// another is connected, and then hands it over. A moved account goes live again once it has been handed over: until then the
+// organization it was moved to does not know which of its events took effect.
 //
 // A command with an Idempotency-Key comes from its organization's owner, and what became of it goes back there.
 //

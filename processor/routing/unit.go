@@ -163,11 +163,7 @@ func (u unit) forward(org string, body []byte, headers []kgo.RecordHeader, more 
 func (u unit) dead(in *kgo.Record, e *event, reason string) error {
 	u.counts[resultDead]++
 	letter := deadletters.New(schemas.InboundUnrouted, in, e.row("", schemas.OutcomeDead, reason), u.tx.Now())
-	value, err := proto.Marshal(letter)
-	if err != nil {
-		return fmt.Errorf("encode dead letter of %s: %w", e.eventID, err)
-	}
-	u.tx.Emit(schemas.InboundDead, e.key(), &kgo.Record{Key: []byte(letter.Event.EventId), Value: value})
+	u.tx.Emit(schemas.InboundDead, e.key(), deadletters.Record(letter))
 	return u.row(e.key(), letter.Event)
 }
 
@@ -182,15 +178,22 @@ func (u unit) row(account string, row *webhooksv1.InboundRow) error {
 
 // connection is nil where the account has none.
 func (u unit) connection(account string) (*webhooksv1.Connection, error) {
-	value, ok, err := u.tx.Get(schemas.Connections, []byte(account))
-	if err != nil || !ok {
+	connection := &webhooksv1.Connection{}
+	if ok, err := u.get(schemas.Connections, account, connection); err != nil || !ok {
 		return nil, err
 	}
-	connection := &webhooksv1.Connection{}
-	if err := proto.Unmarshal(value, connection); err != nil {
-		return nil, fmt.Errorf("decode connection of %s: %w", account, err)
-	}
 	return connection, nil
+}
+
+func (u unit) get(store, key string, m proto.Message) (ok bool, err error) {
+	value, ok, err := u.tx.Get(store, []byte(key))
+	if err != nil || !ok {
+		return false, err
+	}
+	if err := proto.Unmarshal(value, m); err != nil {
+		return false, fmt.Errorf("decode %s of %s: %w", store, key, err)
+	}
+	return true, nil
 }
 
 func (u unit) put(store, key string, m proto.Message) error {
