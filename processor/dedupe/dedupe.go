@@ -240,9 +240,9 @@ func (m *Memory) Remember(tx *stream.Tx, k Key, known Known, until time.Time) {
 }
 
 func (m *Memory) remember(tx *stream.Tx, k Key, known Known, last Day) {
-	at := segmentOf(last)
-	m.segment(at).added.add(k)
-	tx.Put(m.cfg.Store, encodeKey(at, k), encodeValue(last, known))
+	m.segment(segmentOf(last)).added.add(k)
+	key, value := encode(k, known, last)
+	tx.Put(m.cfg.Store, key, value)
 }
 
 // Forget drops the segments that are over.
@@ -258,7 +258,10 @@ func (m *Memory) Forget(tx *stream.Tx) {
 
 // Record is what the store keeps of an event that Remember is told.
 func Record(k Key, known Known, until time.Time) (key, value []byte) {
-	last := DayOf(until)
+	return encode(k, known, DayOf(until))
+}
+
+func encode(k Key, known Known, last Day) (key, value []byte) {
 	return encodeKey(segmentOf(last), k), encodeValue(last, known)
 }
 
