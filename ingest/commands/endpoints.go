@@ -116,11 +116,11 @@ func (c *Commands) setEnabled(patch string) httpapi.Handler {
 		if problem != nil {
 			return problem
 		}
-		if len(ctx.Request.Body()) > 0 {
-			body, err := httpapi.JSONBody(ctx)
-			if err != nil {
-				return err
-			}
+		body, err := optionalBody(ctx)
+		if err != nil {
+			return err
+		}
+		if len(body) > 0 {
 			if err := httpapi.DecodeStrict(body, &struct{}{}); err != nil {
 				return err
 			}
@@ -142,7 +142,11 @@ func (c *Commands) rotateSecret(ctx *fasthttp.RequestCtx, p httpapi.Principal) e
 	if problem != nil {
 		return problem
 	}
-	overlap, err := rotation(ctx)
+	body, err := optionalBody(ctx)
+	if err != nil {
+		return err
+	}
+	overlap, err := resource.ParseRotation(body)
 	if err != nil {
 		return err
 	}
@@ -153,13 +157,8 @@ func (c *Commands) rotateSecret(ctx *fasthttp.RequestCtx, p httpapi.Principal) e
 	if cmd.Precondition, problem = ifMatch(ctx); problem != nil {
 		return problem
 	}
-	rotate := &webhooksv1.RotateSecret{EndpointId: endpointID, Secret: &webhooksv1.SigningSecret{}, OverlapMs: uint64(overlap.Milliseconds())}
-	secret := signing.NewSecret()
-	if rotate.Secret.SealedSecret, err = c.seal(secret, seal.EndpointSecret(endpointID)); err != nil {
-		return err
-	}
-	// Whether the endpoint signs with v1a is known to its owner only, who takes this then.
-	if rotate.Secret.SealedPrivateKey, rotate.PublicKey, err = c.keyPair(endpointID); err != nil {
+	rotate, secret, err := c.sealedRotation(endpointID, overlap)
+	if err != nil {
 		return err
 	}
 	cmd.Action = &webhooksv1.Command_RotateSecret{RotateSecret: rotate}
@@ -189,16 +188,26 @@ func (c *Commands) rotateSecret(ctx *fasthttp.RequestCtx, p httpapi.Principal) e
 	return nil
 }
 
-// rotation reads the request's body, which may be absent.
-func rotation(ctx *fasthttp.RequestCtx) (time.Duration, error) {
+// sealedRotation is a rotation as it goes on the log. secret is the clear text to be answered.
+func (c *Commands) sealedRotation(endpointID string, overlap time.Duration) (r *webhooksv1.RotateSecret, secret string, err error) {
+	r = &webhooksv1.RotateSecret{EndpointId: endpointID, Secret: &webhooksv1.SigningSecret{}, OverlapMs: uint64(overlap.Milliseconds())}
+	secret = signing.NewSecret()
+	if r.Secret.SealedSecret, err = c.seal(secret, seal.EndpointSecret(endpointID)); err != nil {
+		return nil, "", err
+	}
+	// Whether the endpoint signs with v1a is known to its owner only, who takes this then.
+	if r.Secret.SealedPrivateKey, r.PublicKey, err = c.keyPair(endpointID); err != nil {
+		return nil, "", err
+	}
+	return r, secret, nil
+}
+
+// optionalBody is the body of an action that may be sent without one.
+func optionalBody(ctx *fasthttp.RequestCtx) ([]byte, error) {
 	if len(ctx.Request.Body()) == 0 {
-		return resource.ParseRotation(nil)
+		return nil, nil
 	}
-	body, err := httpapi.JSONBody(ctx)
-	if err != nil {
-		return 0, err
-	}
-	return resource.ParseRotation(body)
+	return httpapi.JSONBody(ctx)
 }
 
 // update carries out a change to an endpoint and answers the endpoint.
