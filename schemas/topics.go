@@ -56,9 +56,10 @@ const (
 	Routes       = "routes"       // account
 
 	// Private state of task groups.
-	InboundSeen  = "inbound-seen"  // org: dedupe of source events
-	Idempotency  = "idempotency"   // org: commands by their Idempotency-Key
-	UnroutedHeld = "unrouted-held" // account: events that wait for a connection
+	InboundSeen    = "inbound-seen"    // org: dedupe of source events
+	Idempotency    = "idempotency"     // org: commands by their Idempotency-Key
+	UnroutedHeld   = "unrouted-held"   // account: events that wait for a connection
+	EndpointHealth = "endpoint-health" // endpoint: breakers, and for how long endpoints have been failing
 
 	// Rows on their way to ClickHouse.
 	Attempts     = "attempts"      // endpoint
@@ -98,6 +99,7 @@ func Topics() []Topic {
 		// The time beyond what is remembered is for clocks that differ.
 		{Name: Idempotency, Compact: true, Retention: IdempotencyRetention + 2*time.Hour},
 		{Name: UnroutedHeld, Compact: true},
+		{Name: EndpointHealth, Compact: true},
 		{Name: Attempts, Retention: rowRetention},
 		{Name: DeliveryRows, Retention: rowRetention},
 		{Name: EventRows, Retention: rowRetention},

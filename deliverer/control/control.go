@@ -5,12 +5,13 @@
 //   - Concurrency: no more attempts at once than the endpoint allows. An answer that asks for less (429, 502, 504;
 //     Standard Webhooks 1.0.0) halves the limit, at most once a second and not below one; each success gives back a
 //     part, so that a whole round of successes adds one, as TCP does.
-//   - Rate: a token bucket of the endpoint's requests a second, which holds a tenth of a second's worth.
+//   - Rate: a token bucket of the endpoint's requests a second, which holds a tenth of a second's worth. What a former
+//     owner sent is not known, so it is empty when an owner begins: no restart lets more through than the rate.
 //   - Breaker: ten failures in a row open it. After a second one attempt may probe; each failed probe doubles the wait,
 //     up to a minute; a success closes it (CONTRACT §5).
 //
-// It is a state machine without clock or goroutines: callers give the time. It is not safe for concurrent use. Its state
-// is in memory; a new owner begins with a closed breaker and finds out for itself.
+// It is a state machine without clock or goroutines: callers give the time. It is not safe for concurrent use. What a new
+// owner must know of it is a Snapshot.
 package control
 
 import (
@@ -73,6 +74,8 @@ type Endpoint struct {
 	limits  Limits
 	bucket  *rate.Limiter
 	running int
+	// owned is since when all attempts are known here.
+	owned time.Time
 	// allowed is the concurrency after throttling, between 1 and limits.Concurrency.
 	allowed float64
 	halved  time.Time
@@ -90,9 +93,9 @@ type Endpoint struct {
 	probing bool
 }
 
-// New makes the control of an endpoint about which nothing is known.
-func New(l Limits) *Endpoint {
-	e := &Endpoint{}
+// New makes the control of an endpoint about which nothing is known, and whose attempts are made here since owned.
+func New(l Limits, owned time.Time) *Endpoint {
+	e := &Endpoint{owned: owned}
 	e.SetLimits(l)
 	e.allowed = float64(e.limits.Concurrency)
 	return e
@@ -108,7 +111,9 @@ func (e *Endpoint) SetLimits(l Limits) {
 	if l.Rate != e.limits.Rate {
 		e.bucket = nil
 		if l.Rate > 0 {
-			e.bucket = rate.NewLimiter(rate.Limit(l.Rate), max(1, int(l.Rate*burstWindow.Seconds())))
+			burst := max(1, int(l.Rate*burstWindow.Seconds()))
+			e.bucket = rate.NewLimiter(rate.Limit(l.Rate), burst)
+			e.bucket.AllowN(e.owned, burst)
 		}
 	}
 	e.limits = l
@@ -220,7 +225,8 @@ func (e *Endpoint) Quick(now time.Time) bool {
 // Running is the number of attempts that hold a slot.
 func (e *Endpoint) Running() int { return e.running }
 
-// Idle reports that there is nothing to remember: no attempt runs and the last ones went well.
-func (e *Endpoint) Idle() bool {
-	return e.running == 0 && e.failures == 0 && e.wait == 0 && int(e.allowed) == e.limits.Concurrency
+// Idle reports that there is nothing to remember: no attempt runs, the last ones went well, and as many as the rate ever
+// lets through at once may begin.
+func (e *Endpoint) Idle(now time.Time) bool {
+	return e.running == 0 && e.Snapshot().Healthy() && (e.bucket == nil || e.bucket.TokensAt(now) >= float64(e.bucket.Burst()))
 }

@@ -23,7 +23,7 @@ func admitted(e *control.Endpoint, now time.Time, tries int) int {
 }
 
 func TestConcurrency(t *testing.T) {
-	e := control.New(control.Limits{Concurrency: 3})
+	e := control.New(control.Limits{Concurrency: 3}, start)
 	require.Equal(t, 3, admitted(e, start, 10))
 	require.Equal(t, control.Full, e.Admit(start))
 	require.True(t, e.NextTry(start).IsZero(), "only an end makes room")
@@ -32,7 +32,7 @@ func TestConcurrency(t *testing.T) {
 }
 
 func TestLimitsChange(t *testing.T) {
-	e := control.New(control.Limits{Concurrency: 2})
+	e := control.New(control.Limits{Concurrency: 2}, start)
 	require.Equal(t, 2, admitted(e, start, 10))
 	e.SetLimits(control.Limits{Concurrency: 5})
 	require.Equal(t, 3, admitted(e, start, 10))
@@ -45,13 +45,13 @@ func TestLimitsChange(t *testing.T) {
 }
 
 func TestThrottledHalvesAndSuccessGivesBack(t *testing.T) {
-	e := control.New(control.Limits{Concurrency: 16})
+	e := control.New(control.Limits{Concurrency: 16}, start)
 	require.Equal(t, 16, admitted(e, start, 20))
 	for range 16 {
 		e.Done(start, control.Throttled, time.Second)
 	}
 	require.Equal(t, 8, e.Allowed(), "once a second")
-	e = control.New(control.Limits{Concurrency: 16})
+	e = control.New(control.Limits{Concurrency: 16}, start)
 	for i := range 5 {
 		require.Equal(t, control.Go, e.Admit(start))
 		e.Done(start.Add(time.Duration(i)*time.Second), control.Throttled, time.Second)
@@ -65,7 +65,7 @@ func TestThrottledHalvesAndSuccessGivesBack(t *testing.T) {
 }
 
 func TestBreaker(t *testing.T) {
-	e := control.New(control.Limits{Concurrency: 1})
+	e := control.New(control.Limits{Concurrency: 1}, start)
 	now := start
 	for range 9 {
 		require.Equal(t, control.Go, e.Admit(now))
@@ -94,7 +94,7 @@ func TestBreaker(t *testing.T) {
 }
 
 func TestSuccessesBetweenKeepItClosed(t *testing.T) {
-	e := control.New(control.Limits{Concurrency: 1})
+	e := control.New(control.Limits{Concurrency: 1}, start)
 	for i := range 100 {
 		require.Equal(t, control.Go, e.Admit(start))
 		outcome := control.Failure
@@ -107,7 +107,7 @@ func TestSuccessesBetweenKeepItClosed(t *testing.T) {
 }
 
 func TestStragglersDoNotMoveAnOpenBreaker(t *testing.T) {
-	e := control.New(control.Limits{Concurrency: 20})
+	e := control.New(control.Limits{Concurrency: 20}, start)
 	require.Equal(t, 20, admitted(e, start, 20))
 	for range 20 {
 		e.Done(start, control.Failure, time.Second)
@@ -123,7 +123,7 @@ func TestAheadIsWhatIsWorkedOffInATenthOfASecond(t *testing.T) {
 		{15 * time.Second, 4}, {100 * time.Millisecond, 4}, {50 * time.Millisecond, 8}, {10 * time.Millisecond, 40},
 		{time.Microsecond, 64}, {0, 4},
 	} {
-		e := control.New(control.Limits{Concurrency: 4})
+		e := control.New(control.Limits{Concurrency: 4}, start)
 		require.Equal(t, 4, e.Ahead(), "nothing is known")
 		for range 100 {
 			require.Equal(t, control.Go, e.Admit(start))
@@ -135,7 +135,7 @@ func TestAheadIsWhatIsWorkedOffInATenthOfASecond(t *testing.T) {
 }
 
 func TestRate(t *testing.T) {
-	e := control.New(control.Limits{Concurrency: 1000, Rate: 50})
+	e := control.New(control.Limits{Concurrency: 1000, Rate: 50}, start)
 	sent := 0
 	for ms := range 2000 {
 		now := start.Add(time.Duration(ms) * time.Millisecond)
@@ -154,7 +154,7 @@ func TestRate(t *testing.T) {
 func TestControlHoldsItsLimits(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		limit := rapid.IntRange(1, 8).Draw(t, "concurrency")
-		e := control.New(control.Limits{Concurrency: limit})
+		e := control.New(control.Limits{Concurrency: limit}, start)
 		now, running := start, 0
 		t.Repeat(map[string]func(*rapid.T){
 			"admit": func(t *rapid.T) {
@@ -189,7 +189,7 @@ func TestControlHoldsItsLimits(t *testing.T) {
 			}
 			e.Done(now, control.Success, time.Second)
 		}
-		if !e.Idle() {
+		if !e.Idle(now) {
 			t.Fatal("not back to normal")
 		}
 	})

@@ -122,7 +122,7 @@ func (d *Dispatcher) Spec() stream.Spec {
 	return stream.Spec{
 		Group:   schemas.GroupDeliverer,
 		Input:   schemas.Deliveries,
-		Stores:  []stream.StoreSpec{schedule.Store()},
+		Stores:  []stream.StoreSpec{schedule.Store(), healthStore()},
 		NewTask: d.newTask,
 		Window:  window,
 	}

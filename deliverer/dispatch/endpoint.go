@@ -27,6 +27,9 @@ type endpoint struct {
 	count  uint64 // of changes when it was read
 
 	control *control.Endpoint
+	// kept is its health as it is written, nil when it is well; ailing, that it may have changed since.
+	kept   *webhooksv1.EndpointHealth
+	ailing bool
 	// queue are deliveries in memory that wait for a slot, in order.
 	queue []*flight
 	// pulled is how many deliveries of the schedule are in hand; marking, how many of them are not in the queue yet.
@@ -63,6 +66,12 @@ func (e *endpoint) mode() mode {
 	return sending
 }
 
+// off reports that the endpoint takes nothing, now or later: it is disabled or does not exist.
+func (e *endpoint) off() bool {
+	m := e.mode()
+	return m == disabled || m == deleted
+}
+
 // inHand is how many deliveries run, or will without another look at the schedule.
 func (e *endpoint) inHand() int { return e.control.Running() + len(e.queue) + e.marking }
 
@@ -73,7 +82,7 @@ func (e *endpoint) overdue(now time.Time) bool { return !e.head.IsZero() && !e.h
 func (t *task) endpoint(id, org string, now time.Time) *endpoint {
 	e := t.endpoints[id]
 	if e == nil {
-		e = &endpoint{id: id, place: -1, control: control.New(control.Limits{Concurrency: t.d.cfg.Concurrency})}
+		e = &endpoint{id: id, place: -1, control: control.New(control.Limits{Concurrency: t.d.cfg.Concurrency}, t.began)}
 		t.endpoints[id] = e
 	}
 	if e.org == "" {
@@ -98,6 +107,9 @@ func (t *task) refresh(e *endpoint) error {
 		return nil
 	}
 	e.spec, e.dest, e.broken = spec, nil, false
+	if e.off() {
+		t.forgive(e)
+	}
 	if spec == nil {
 		return nil
 	}
@@ -166,11 +178,14 @@ const idleEndpoint = 5 * time.Minute
 // forgetIdle drops endpoints that have nothing to do and nothing to remember.
 func (t *task) forgetIdle(now time.Time) {
 	for id, e := range t.endpoints {
-		if len(e.queue) == 0 && e.pulled == 0 && e.head.IsZero() && e.place < 0 && e.control.Idle() && now.Sub(e.used) > idleEndpoint {
+		if len(e.queue) == 0 && e.pulled == 0 && e.head.IsZero() && e.place < 0 && e.well(now) && now.Sub(e.used) > idleEndpoint {
 			delete(t.endpoints, id)
 		}
 	}
 }
+
+// well reports that nothing is or was written of its health, and that control has nothing to remember.
+func (e *endpoint) well(now time.Time) bool { return e.kept == nil && !e.ailing && e.control.Idle(now) }
 
 // agenda is a heap of endpoints by the time they are to be looked at.
 type agenda []*endpoint

@@ -50,6 +50,9 @@ type task struct {
 	found  bool
 	swept  time.Time
 	census census
+	// began is the time of the first call; ailing are the endpoints whose health may have changed since it was written.
+	began  time.Time
+	ailing []*endpoint
 
 	// Of the open transaction, which seq numbers, to be settled.
 	seq    uint64
@@ -58,6 +61,8 @@ type task struct {
 	marked []*flight // pulled, to be sent once it is durable that they may have been
 	handed []*flight // ended or put to the schedule by it
 	aside  []aside   // moved from the input to the schedule by it, while they run
+	// ailments are what it writes of endpoints' health.
+	ailments []ailment
 
 	changed []string // endpoints, since the last Advance
 	flying  int      // attempts begun and not ended
@@ -75,6 +80,9 @@ func newTask(d *Dispatcher, p *stream.Partition) *task {
 func (t *task) Process(tx *stream.Tx, in *kgo.Record) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if err := t.begin(tx, tx.Now()); err != nil {
+		return err
+	}
 	deliveries := new(webhooksv1.Deliveries)
 	if err := proto.Unmarshal(in.Value, deliveries); err != nil {
 		// Tracked, so that a new owner who is given it again keeps no second dead letter.
@@ -119,6 +127,9 @@ func (t *task) Advance(tx *stream.Tx, now time.Time) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.now = now
+	if err := t.begin(tx, now); err != nil {
+		return err
+	}
 	if !t.found {
 		if err := t.findWaiting(tx, now); err != nil {
 			return err
@@ -129,7 +140,10 @@ func (t *task) Advance(tx *stream.Tx, now time.Time) error {
 		return err
 	}
 	if t.draining.Load() {
-		return t.putBack(tx)
+		if err := t.putBack(tx); err != nil {
+			return err
+		}
+		return t.writeHealth(tx)
 	}
 	if err := t.admitHeld(tx, now); err != nil {
 		return err
@@ -138,6 +152,9 @@ func (t *task) Advance(tx *stream.Tx, now time.Time) error {
 		return err
 	}
 	if err := t.visitDue(tx, now); err != nil {
+		return err
+	}
+	if err := t.writeHealth(tx); err != nil {
 		return err
 	}
 	t.sweep(now)
@@ -212,6 +229,7 @@ func (t *task) Settled(committed bool) {
 	}
 	t.closeRecords(committed)
 	t.census.settle(committed)
+	t.settleHealth(committed)
 	t.seq++
 	clear(t.taken)
 	clear(t.marked)
