@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"slices"
 	"sort"
 	"strings"
 	"testing"
@@ -26,6 +27,7 @@ import (
 func TestServicesApart(t *testing.T) {
 	s := startApart(t, map[string]string{
 		"PLANS_FILE": writePlans(t), "RETRY_SCHEDULE": "50ms,100ms,150ms", "RETRY_JITTER": "0",
+		"ENDPOINT_DISABLE_AFTER": "5s",
 	})
 	sign := testenv.StripeSigner(t)
 	t.Run("every Stripe event takes effect, in both shapes", func(t *testing.T) {
@@ -35,6 +37,7 @@ func TestServicesApart(t *testing.T) {
 	})
 	t.Run("an event of an unknown customer takes effect once the customer is connected", func(t *testing.T) { testUnrouted(t, s, sign) })
 	t.Run("a failing receiver is tried again, then given up", func(t *testing.T) { testExhausted(t, s, sign) })
+	t.Run("one that does nothing but fail is disabled, and another endpoint hears of it", func(t *testing.T) { testFailing(t, s, sign) })
 	t.Run("after a rotation both secrets sign", func(t *testing.T) { testRotated(t, s, sign) })
 	t.Run("the ledger closes", func(t *testing.T) { testLedger(t, s, sign) })
 	t.Run("what is refused is counted by reason", func(t *testing.T) { testRefused(t, s, sign) })
@@ -237,6 +240,43 @@ func testExhausted(t *testing.T, s *apart, sign func([]byte, string) string) {
 	require.Equal(t, "dead", s.get(t, "/v1/orgs/"+org+"/deliveries/"+delivery)["status"])
 	require.Len(t, receiver.Received(), 4)
 	requireRecord(t, s, schemas.DeliveriesDead, func(r *kgo.Record) bool { return strings.Contains(string(r.Key)+string(r.Value), delivery) })
+}
+
+func testFailing(t *testing.T, s *apart, sign func([]byte, string) string) {
+	org := fmt.Sprintf("failing-%x", time.Now().UnixNano())
+	fails, hears := testenv.NewReceiver(t), testenv.NewReceiver(t)
+	fails.Answer(func(testenv.Received) int { return http.StatusInternalServerError })
+	_, secret := s.endpoint(t, org, hears.URL, "endpoint.disabled")
+	delays := slices.Repeat([]int{600}, 20)
+	status, failing := s.call(t, http.MethodPost, "/v1/orgs/"+org+"/endpoints", map[string]any{
+		"url": fails.URL, "eventTypes": []string{"subscription.updated", "endpoint.*"}, "retryScheduleMs": delays,
+	})
+	require.Equal(t, http.StatusCreated, status, "%v", failing)
+	body := stripeEvent(t, "stripe-ruby-mock/customer.subscription.created.json", "customer.subscription.created", org, "cus_"+org, "sub_"+org, time.Now()).body(t)
+	status, _ = s.stripe(t, body, sign(body, stripeSecret))
+	require.Equal(t, http.StatusOK, status)
+
+	told := hears.Wait(t, soon, 1)[0]
+	told.Verify(t, secret)
+	event := told.Event(t)
+	path := "/v1/orgs/" + org + "/endpoints/" + failing["id"].(string)
+	got := s.get(t, path)
+	require.Equal(t, []any{false, "failing", 2.0}, []any{got["enabled"], got["disabledReason"], got["version"]})
+	require.Equal(t, "endpoint.disabled", event["type"])
+	require.Equal(t, map[string]any{"endpointId": got["id"], "reason": "failing", "disabledAt": got["disabledAt"]}, event["data"])
+	testenv.Eventually(t, soon, func() bool {
+		return count(t, s.rows, "(SELECT count() FROM deliveries FINAL WHERE endpoint_id = $1 AND status = 'dead' AND reason = 'endpoint_disabled')", got["id"]) == 1
+	}, "what waited is dead when it is due")
+	require.Len(t, hears.Received(), 1)
+
+	fails.Answer(func(testenv.Received) int { return http.StatusOK })
+	attempts := len(fails.Received())
+	status, _ = s.call(t, http.MethodPost, path+"/enable", nil)
+	require.Equal(t, http.StatusOK, status)
+	body = stripeEvent(t, "stripe-ruby-mock/customer.subscription.created.json", "customer.subscription.updated", org, "cus_"+org, "sub_"+org, time.Now()).body(t)
+	status, _ = s.stripe(t, body, sign(body, stripeSecret))
+	require.Equal(t, http.StatusOK, status)
+	require.Equal(t, "subscription.updated", fails.Wait(t, soon, attempts+1)[attempts].Event(t)["type"])
 }
 
 func testRotated(t *testing.T, s *apart, sign func([]byte, string) string) {

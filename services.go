@@ -343,7 +343,8 @@ func (s *service) newDeliverer(c settings.Deliverer, guard *netguard.Guard) (*de
 		Dispatch: dispatch.Config{
 			Retries: schedule.Policy{Delays: c.RetrySchedule, Jitter: float64(c.RetryJitter)},
 			Timeout: time.Duration(c.DeliveryTimeout), Concurrency: int(c.EndpointConcurrency), Rate: float64(c.EndpointRateLimit),
-			Worker: worker(),
+			DisableAfter: time.Duration(c.EndpointDisableAfter),
+			Worker:       worker(),
 		},
 		FlushInterval: time.Duration(c.ClickHouseFlushInterval),
 	}, deliverer.Deps{

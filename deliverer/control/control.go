@@ -11,7 +11,7 @@
 //     up to a minute; a success closes it (CONTRACT §5).
 //
 // It is a state machine without clock or goroutines: callers give the time. It is not safe for concurrent use. What a new
-// owner must know of it is a Snapshot.
+// owner must know of it is a Snapshot; for how long it has been failing is a Streak.
 package control
 
 import (

@@ -54,6 +54,8 @@ type Config struct {
 	Timeout     time.Duration
 	Concurrency int
 	Rate        float64
+	// DisableAfter is how long an endpoint may do nothing but fail before it is disabled; 0 = for ever.
+	DisableAfter time.Duration
 	// Worker names this process in rows; "deliverer".
 	Worker string
 }

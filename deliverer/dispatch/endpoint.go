@@ -27,6 +27,7 @@ type endpoint struct {
 	count  uint64 // of changes when it was read
 
 	control *control.Endpoint
+	streak  control.Streak
 	// kept is its health as it is written, nil when it is well; ailing, that it may have changed since.
 	kept   *webhooksv1.EndpointHealth
 	ailing bool
@@ -107,7 +108,7 @@ func (t *task) refresh(e *endpoint) error {
 		return nil
 	}
 	e.spec, e.dest, e.broken = spec, nil, false
-	if e.off() {
+	if e.off() || e.streak.Judged && spec.GetVersion() > e.streak.Version {
 		t.forgive(e)
 	}
 	if spec == nil {

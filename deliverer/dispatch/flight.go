@@ -119,7 +119,7 @@ func (t *task) land(f *flight) {
 	}
 	now := f.result.Ended()
 	e.control.Done(now, outcomeOf(&f.result), f.result.Duration)
-	t.felt(f)
+	t.felt(f, now)
 	if t.flights[f.id] == f {
 		f.landed, f.verdict = true, t.judge(f)
 		t.results = append(t.results, f)

@@ -12,10 +12,13 @@ import (
 	webhooksv1 "github.com/betterdata/webhooks/schemas/webhooks/v1"
 )
 
-// What is wrong with an endpoint outlives its owner: breaker and throttling are one record of the store
-// `endpoint-health`, written in the task's transactions when that changes, one an endpoint and transaction however many
-// attempts failed, and tombstoned once the endpoint is well. An endpoint that is well has none, and nothing is written
-// for it.
+// What is wrong with an endpoint outlives its owner: breaker, throttling and the streak of failures are one record of the
+// store `endpoint-health`, written in the task's transactions when that changes, one an endpoint and transaction however
+// many attempts failed, and tombstoned once the endpoint is well. An endpoint that is well has none, and nothing is
+// written for it.
+//
+// The transaction that writes down that a streak was judged carries the command to disable the endpoint: one a version,
+// whatever is aborted or killed.
 
 // healthStore is the state store of what is wrong with endpoints.
 func healthStore() stream.StoreSpec { return stream.StoreSpec{Topic: schemas.EndpointHealth} }
@@ -41,17 +44,23 @@ func (t *task) begin(tx *stream.Tx, now time.Time) error {
 		e := t.endpoint(string(key), kept.GetOrganizationId(), now)
 		e.kept = kept
 		e.control = control.Restore(control.Limits{Concurrency: t.d.cfg.Concurrency}, snapshotOf(kept), now)
+		e.streak = streakOf(kept)
 		t.touch(e, now) // it may have been disabled or deleted since
 		return true
 	})
 }
 
 // felt takes what an attempt that has just ended says of its endpoint's health.
-func (t *task) felt(f *flight) {
+func (t *task) felt(f *flight, now time.Time) {
 	e := f.ep
-	if e.loaded && e.off() {
+	switch {
+	case e.loaded && e.off():
 		t.forgive(e)
 		return
+	case f.result.Success():
+		e.streak = control.Streak{}
+	case t.d.cfg.DisableAfter > 0:
+		e.streak.Fail(now, f.version, t.d.cfg.DisableAfter)
 	}
 	if !f.result.Success() || e.kept != nil {
 		t.ail(e)
@@ -66,9 +75,10 @@ func (t *task) ail(e *endpoint) {
 	}
 }
 
-// forgive ends what is held against an endpoint that is not in use: it begins anew when it is enabled.
+// forgive ends what is held against an endpoint that is not in use, or was not for a while: it begins anew.
 func (t *task) forgive(e *endpoint) {
 	e.control.Forget()
+	e.streak = control.Streak{}
 	if e.kept != nil {
 		t.ail(e)
 	}
@@ -87,6 +97,11 @@ func (t *task) writeHealth(tx *stream.Tx) error {
 		if err := putHealth(tx, e.id, next); err != nil {
 			t.ailing = append(t.ailing, ailing[i+1:]...)
 			return err
+		}
+		if next.GetJudged() && !e.kept.GetJudged() {
+			if err := t.emitFailing(tx, e); err != nil {
+				return err
+			}
 		}
 		t.ailments = append(t.ailments, ailment{e, e.kept})
 		e.kept = next
@@ -123,6 +138,11 @@ func (t *task) settleHealth(committed bool) {
 }
 
 func (t *task) reportHealth(a ailment) {
+	if a.ep.kept.GetJudged() && !a.before.GetJudged() {
+		t.d.metrics.failing.Inc()
+		t.log.Warn("endpoint has done nothing but fail, it is disabled", "org", a.ep.org, "endpoint", a.ep.id,
+			"since", a.ep.streak.Since, "version", a.ep.streak.Version)
+	}
 	was, is := a.before.GetBreakerWaitMs() > 0, a.ep.kept.GetBreakerWaitMs() > 0
 	switch {
 	case is && !was:
@@ -135,7 +155,7 @@ func (t *task) reportHealth(a ailment) {
 // health is what is wrong with the endpoint; nil when it is well.
 func (e *endpoint) health() *webhooksv1.EndpointHealth {
 	s := e.control.Snapshot()
-	if s.Healthy() {
+	if s.Healthy() && e.streak == (control.Streak{}) {
 		return nil
 	}
 	return &webhooksv1.EndpointHealth{
@@ -145,6 +165,10 @@ func (e *endpoint) health() *webhooksv1.EndpointHealth {
 		BreakerUntilUnixMs: unixMS(s.Until),
 		Allowed:            uint32(s.Allowed),
 		Concurrency:        uint32(s.Concurrency),
+		FailingSinceUnixMs: unixMS(e.streak.Since),
+		FailingSeenUnixMs:  unixMS(e.streak.Seen),
+		FailingVersion:     e.streak.Version,
+		Judged:             e.streak.Judged,
 	}
 }
 
@@ -159,6 +183,16 @@ func snapshotOf(h *webhooksv1.EndpointHealth) control.Snapshot {
 		s.Until = time.UnixMilli(h.GetBreakerUntilUnixMs())
 	}
 	return s
+}
+
+func streakOf(h *webhooksv1.EndpointHealth) control.Streak {
+	if h.GetFailingSinceUnixMs() == 0 {
+		return control.Streak{}
+	}
+	return control.Streak{
+		Since: time.UnixMilli(h.GetFailingSinceUnixMs()), Seen: time.UnixMilli(h.GetFailingSeenUnixMs()),
+		Version: h.GetFailingVersion(), Judged: h.GetJudged(),
+	}
 }
 
 // worthKeeping reports whether next is to be written over kept. Concurrency that successes give back, bit by bit, is

@@ -195,6 +195,155 @@ func (w *world) late(ep string, do func()) {
 	w.settle(w.Commit())
 }
 
+// disables lists the commands to disable an endpoint among outputs.
+func disables(t streamtest.TB, out streamtest.Outputs) (found []*webhooksv1.DisableEndpoint) {
+	for _, c := range rows(t, out, schemas.Inbound, func() *webhooksv1.Command { return new(webhooksv1.Command) }) {
+		found = append(found, c.GetDisableEndpoint())
+	}
+	return found
+}
+
+// failFor has an endpoint fail an event every hour, and returns what came of it.
+func (w *world) failFor(d time.Duration, ep string, between func(hour int)) (out streamtest.Outputs) {
+	w.t.Helper()
+	w.receiver.answer(500)
+	for hour := range int(d.Hours()) {
+		if between != nil {
+			between(hour)
+		}
+		out = append(out, w.settle(w.Process(w.event(fmt.Sprint("failing at ", w.Now), ep)))...)
+		out = append(out, w.pass(time.Hour)...)
+	}
+	return out
+}
+
+func newFailing(t *testing.T) (w *world, ep string) {
+	w = newWorld(t, func(c *config) { c.DisableAfter = 120 * time.Hour })
+	return w, w.endpoint("a", func(ep *webhooksv1.Endpoint) { ep.Version = 7 })
+}
+
+func TestAnEndpointThatFailsForFiveDaysIsDisabledOnce(t *testing.T) {
+	for name, disturb := range map[string]func(w *world){
+		"in peace":            nil,
+		"with crashes":        func(w *world) { w.Crash(); w.settle(w.Redeliver()) },
+		"handed over":         func(w *world) { w.Stop(); w.settle(w.Redeliver()) },
+		"with aborts":         func(w *world) { w.Abort(); w.settle(w.Redeliver()) },
+		"with aborts of work": func(w *world) { w.abortOf() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			w, ep := newFailing(t)
+			step := func(int) {
+				if disturb != nil {
+					disturb(w)
+				}
+			}
+			require.Empty(t, disables(t, w.failFor(119*time.Hour, ep, step)), "before its time")
+			found := disables(t, w.failFor(48*time.Hour, ep, step))
+			require.Len(t, found, 1)
+			require.True(t, proto.Equal(&webhooksv1.DisableEndpoint{EndpointId: ep, JudgedVersion: 7, Reason: "failing"}, found[0]))
+			require.Equal(t, 1.0, w.gather()[`webhooks_endpoints_disabled_total{reason="failing"}`])
+		})
+	}
+}
+
+// abortOf aborts a transaction in which attempts ended, and has it done again.
+func (w *world) abortOf() {
+	w.t.Helper()
+	w.Now = w.Now.Add(time.Second)
+	w.Commit()
+	w.quiet()
+	w.Abort()
+	w.settle(w.Commit())
+}
+
+func TestTheCommandAndItsMarkAreOneTransaction(t *testing.T) {
+	w := newWorld(t, func(c *config) { c.DisableAfter = 120 * time.Hour })
+	ep := w.endpoint("a", func(ep *webhooksv1.Endpoint) { ep.RetrySchedule = &webhooksv1.RetrySchedule{} })
+	w.failFor(119*time.Hour, ep, nil)
+	w.Now = w.Now.Add(time.Hour)
+	w.receiver.holdBack("last")
+	w.settle(w.Process(w.event("last", ep)))
+	w.receiver.releaseAll()
+	for range 3 {
+		w.quiet()
+		w.Abort()
+		require.False(t, w.health(ep).GetJudged())
+	}
+	require.Len(t, disables(t, w.settle(w.Commit())), 1)
+	require.True(t, w.health(ep).GetJudged())
+	w.Crash()
+	require.Empty(t, disables(t, w.failFor(24*time.Hour, ep, nil)), "it is on its way")
+}
+
+func TestASuccessBeginsTheStreakAnew(t *testing.T) {
+	w, ep := newFailing(t)
+	w.failFor(119*time.Hour, ep, nil)
+	w.receiver.answer(200)
+	for len(attempts(t, w.settle(w.Process(w.event("well", ep))))) == 0 {
+		w.pass(time.Minute)
+	}
+	require.Nil(t, w.health(ep))
+	require.Empty(t, disables(t, w.failFor(119*time.Hour, ep, nil)))
+	require.NotEmpty(t, disables(t, w.failFor(24*time.Hour, ep, nil)))
+}
+
+func TestAnEndpointThatIsAskedSeldomIsNotDisabled(t *testing.T) {
+	w, ep := newFailing(t)
+	w.receiver.answer(500)
+	for week := range 10 {
+		out := w.settle(w.Process(w.event(fmt.Sprint("week", week), ep)))
+		out = append(out, w.pass(7*24*time.Hour)...)
+		require.NotEmpty(t, attempts(t, out))
+		require.Empty(t, disables(t, out))
+	}
+}
+
+func TestEnabledAgainItBeginsWithACleanRecord(t *testing.T) {
+	off := func(ep *webhooksv1.Endpoint) { ep.Version, ep.Enabled = 8, false }
+	on := func(ep *webhooksv1.Endpoint) { ep.Version = 9 }
+	for name, again := range map[string]func(w *world){
+		"seen": func(w *world) {
+			w.endpoint("a", off)
+			w.settle(w.Commit())
+			w.endpoint("a", on)
+		},
+		"while nobody owned it": func(w *world) { w.Stop(); w.endpoint("a", off); w.endpoint("a", on) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			w, ep := newFailing(t)
+			require.NotEmpty(t, disables(t, w.failFor(130*time.Hour, ep, nil)))
+			again(w)
+			w.receiver.answer(200)
+			require.NotEmpty(t, attempts(t, w.settle(w.Process(w.event("new", ep)))), "at once")
+			require.Nil(t, w.health(ep))
+			require.Empty(t, disables(t, w.failFor(119*time.Hour, ep, nil)))
+			found := disables(t, w.failFor(24*time.Hour, ep, nil))
+			require.Len(t, found, 1)
+			require.EqualValues(t, 9, found[0].JudgedVersion)
+		})
+	}
+}
+
+func TestWhatIsWrittenOfALongStreakIsBounded(t *testing.T) {
+	w, ep := newFailing(t)
+	w.failFor(12*time.Hour, ep, nil) // the breaker's wait is at its longest
+	bytes, failures := 0, 0
+	for range 24 {
+		out := w.failFor(time.Hour, ep, nil)
+		failures += len(attempts(t, out))
+		for _, r := range out.Topic(schemas.EndpointHealth) {
+			bytes += len(r.Key) + len(r.Value)
+		}
+	}
+	require.Less(t, bytes/failures, 150)
+}
+
+func TestZeroDisablesNobody(t *testing.T) {
+	w := newWorld(t, nil)
+	ep := w.endpoint("a", nil)
+	require.Empty(t, disables(t, w.failFor(200*time.Hour, ep, nil)))
+}
+
 // Whatever fails, whenever the owner changes: what is written is what a breaker that was never restarted would say, as
 // far as it decides anything, and it is gone once the endpoint has answered often enough.
 func TestWrittenHealthFollowsTheEndpoint(t *testing.T) {

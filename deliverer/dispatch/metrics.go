@@ -18,6 +18,8 @@ type metrics struct {
 	latency   prometheus.Histogram
 	delivered prometheus.Counter
 	dead      prometheus.Counter
+	// gone and failing are commands to disable an endpoint, by reason.
+	gone, failing prometheus.Counter
 }
 
 var waitingReasons = map[webhooksv1.WaitingReason]string{
@@ -35,6 +37,9 @@ func newMetrics(reg prometheus.Registerer, d *Dispatcher) *metrics {
 	ended := prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "webhooks_deliveries_ended_total", Help: "Deliveries that ended, by status.",
 	}, []string{"status"})
+	disabled := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "webhooks_endpoints_disabled_total", Help: "Commands to disable an endpoint, by what it was judged for.",
+	}, []string{"reason"})
 	m := &metrics{
 		success: attempts.WithLabelValues("success", ""),
 		duration: prometheus.NewHistogram(prometheus.HistogramOpts{
@@ -47,11 +52,13 @@ func newMetrics(reg prometheus.Registerer, d *Dispatcher) *metrics {
 		}),
 		delivered: ended.WithLabelValues(schemas.DeliveryDelivered),
 		dead:      ended.WithLabelValues(schemas.DeliveryDead),
+		gone:      disabled.WithLabelValues(reasonGone),
+		failing:   disabled.WithLabelValues(reasonFailing),
 	}
 	for _, c := range sender.Classes() {
 		m.failures[c] = attempts.WithLabelValues("failure", c.String())
 	}
-	reg.MustRegister(attempts, ended, m.duration, m.latency)
+	reg.MustRegister(attempts, ended, disabled, m.duration, m.latency)
 	for reason, name := range waitingReasons {
 		reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "webhooks_retry_waiting", Help: "Deliveries that wait, by reason.",

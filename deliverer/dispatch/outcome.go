@@ -21,6 +21,9 @@ const (
 	reasonDeleted   = "endpoint_deleted"
 )
 
+// reasonFailing is, beside reasonGone, why an endpoint is disabled.
+const reasonFailing = "failing"
+
 // verdict is what becomes of a delivery.
 type verdict struct {
 	status string
@@ -169,6 +172,9 @@ func (t *task) report(f *flight) {
 		m.delivered.Inc()
 	case schemas.DeliveryDead:
 		m.dead.Inc()
+		if f.verdict.reason == reasonGone {
+			m.gone.Inc()
+		}
 		t.log.Info("delivery died", append(f.logged(), "reason", f.verdict.reason, "class", f.result.Class.String())...)
 	}
 }

@@ -95,18 +95,23 @@ func (t *task) emitDelivery(tx *stream.Tx, f *flight, attempts uint32, ended tim
 
 // emitDisable asks the organization's owner to disable an endpoint that said it is gone, naming the version judged.
 func (t *task) emitDisable(tx *stream.Tx, f *flight) error {
-	org := f.event.GetOrganizationId()
-	command := &webhooksv1.Command{
-		Id:             id.Derive(id.Command, "disable", f.id, fmt.Sprint(f.number)),
-		OrganizationId: org,
-		IssuedUnixMs:   tx.Now().UnixMilli(),
-		Action: &webhooksv1.Command_DisableEndpoint{DisableEndpoint: &webhooksv1.DisableEndpoint{
-			EndpointId: f.ep.id, JudgedVersion: f.version, Reason: reasonGone,
-		}},
-	}
-	r, err := cloudevent.Command(command)
+	return t.disable(tx, f.event.GetOrganizationId(), id.Derive(id.Command, "disable", f.id, fmt.Sprint(f.number)),
+		&webhooksv1.DisableEndpoint{EndpointId: f.ep.id, JudgedVersion: f.version, Reason: reasonGone})
+}
+
+// emitFailing does so for an endpoint that has done nothing but fail for too long.
+func (t *task) emitFailing(tx *stream.Tx, e *endpoint) error {
+	return t.disable(tx, e.org, id.Derive(id.Command, "disable", e.id, reasonFailing, fmt.Sprint(e.streak.Version)),
+		&webhooksv1.DisableEndpoint{EndpointId: e.id, JudgedVersion: e.streak.Version, Reason: reasonFailing})
+}
+
+func (t *task) disable(tx *stream.Tx, org, commandID string, judgement *webhooksv1.DisableEndpoint) error {
+	r, err := cloudevent.Command(&webhooksv1.Command{
+		Id: commandID, OrganizationId: org, IssuedUnixMs: tx.Now().UnixMilli(),
+		Action: &webhooksv1.Command_DisableEndpoint{DisableEndpoint: judgement},
+	})
 	if err != nil {
-		return fmt.Errorf("disable endpoint %s: %w", f.ep.id, err)
+		return fmt.Errorf("disable endpoint %s: %w", judgement.GetEndpointId(), err)
 	}
 	tx.Emit(schemas.Inbound, org, r)
 	return nil

@@ -208,8 +208,9 @@ type Guard struct {
 
 // Delivery is when attempts are made.
 type Delivery struct {
-	RetrySchedule Schedule `group:"Delivery" name:"retry-schedule" env:"RETRY_SCHEDULE" default:"5s,5m,30m,2h,5h,10h,14h,20h,24h" placeholder:"DURATIONS" help:"Delays between attempts, separated by commas; one more attempt than delays."`
-	RetryJitter   Fraction `group:"Delivery" name:"retry-jitter" env:"RETRY_JITTER" default:"0.2" placeholder:"FRACTION" help:"A delay grows by a random part of it, up to this, 0 to 1."`
+	RetrySchedule        Schedule `group:"Delivery" name:"retry-schedule" env:"RETRY_SCHEDULE" default:"5s,5m,30m,2h,5h,10h,14h,20h,24h" placeholder:"DURATIONS" help:"Delays between attempts, separated by commas; one more attempt than delays."`
+	RetryJitter          Fraction `group:"Delivery" name:"retry-jitter" env:"RETRY_JITTER" default:"0.2" placeholder:"FRACTION" help:"A delay grows by a random part of it, up to this, 0 to 1."`
+	EndpointDisableAfter Bound    `group:"Endpoints" name:"endpoint-disable-after" env:"ENDPOINT_DISABLE_AFTER" default:"120h" placeholder:"DURATION" help:"How long an endpoint may do nothing but fail before it is disabled. 0: for ever."`
 }
 
 // Listen is `webhooks listen`.

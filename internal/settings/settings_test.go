@@ -47,6 +47,7 @@ func TestDefaults(t *testing.T) {
 	require.Equal(t, 8*24*time.Hour, r.DedupeRetention.Of("square"))
 	require.Equal(t, Schedule{5 * time.Second, 5 * time.Minute, 30 * time.Minute, 2 * time.Hour, 5 * time.Hour,
 		10 * time.Hour, 14 * time.Hour, 20 * time.Hour, 24 * time.Hour}, r.RetrySchedule)
+	require.Equal(t, Bound(120*time.Hour), r.EndpointDisableAfter)
 	require.Equal(t, []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")}, r.DeliveryAllowCIDRs)
 	require.Equal(t, []uint16{443, 8443, 80}, r.DeliveryAllowPorts)
 	require.Empty(t, r.AlertmanagerURL.List())

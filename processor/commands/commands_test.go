@@ -321,22 +321,31 @@ func TestIfMatch(t *testing.T) {
 }
 
 func TestDisable(t *testing.T) {
-	w := newWorld(t, 10)
-	e := w.create(nil).GetEndpoint()
+	for _, reason := range []string{"gone", "failing"} {
+		t.Run(reason, func(t *testing.T) {
+			w := newWorld(t, 10)
+			e := w.create(nil).GetEndpoint()
 
-	require.Nil(t, w.disable(e.Id, e.Version+1, "gone").Event, "judged by another version")
-	require.True(t, w.stored(e.Id).Enabled)
+			require.Nil(t, w.disable(e.Id, e.Version+1, reason).Event, "judged by another version")
+			require.True(t, w.stored(e.Id).Enabled)
 
-	result := w.disable(e.Id, e.Version, "gone")
-	require.Equal(t, "gone", result.Outcome.GetEndpoint().GetDisabledReason())
-	require.False(t, w.stored(e.Id).Enabled)
-	require.Equal(t, schemas.TypeEndpointDisabled, result.Event.Type)
-	require.True(t, id.Valid(id.Event, result.Event.ID))
-	require.JSONEq(t, `{"endpointId":"`+e.Id+`","reason":"gone","disabledAt":"2023-11-14T22:13:20.000Z"}`, string(result.Event.Data))
+			result := w.disable(e.Id, e.Version, reason)
+			require.Equal(t, reason, result.Outcome.GetEndpoint().GetDisabledReason())
+			require.False(t, w.stored(e.Id).Enabled)
+			require.Equal(t, now.UnixMilli(), w.stored(e.Id).DisabledUnixMs)
+			require.Equal(t, schemas.TypeEndpointDisabled, result.Event.Type)
+			require.True(t, id.Valid(id.Event, result.Event.ID))
+			require.JSONEq(t, `{"endpointId":"`+e.Id+`","reason":"`+reason+`","disabledAt":"2023-11-14T22:13:20.000Z"}`, string(result.Event.Data))
 
-	require.Nil(t, w.disable(e.Id, 2, "failing").Event, "disabled already")
-	require.Equal(t, "gone", w.stored(e.Id).DisabledReason)
-	require.EqualValues(t, 404, w.disable(id.New(id.Endpoint), 1, "gone").Outcome.GetRefusal().GetStatus())
+			require.Nil(t, w.disable(e.Id, 2, "manual").Event, "disabled already")
+			require.Equal(t, reason, w.stored(e.Id).DisabledReason)
+			require.EqualValues(t, 404, w.disable(id.New(id.Endpoint), 1, reason).Outcome.GetRefusal().GetStatus())
+
+			w.update(e.Id, `{"enabled":true}`, nil)
+			require.Nil(t, w.disable(e.Id, e.Version, reason).Event, "the same command once more")
+			require.True(t, w.stored(e.Id).Enabled)
+		})
+	}
 }
 
 func TestUnreadableStateIsAnError(t *testing.T) {

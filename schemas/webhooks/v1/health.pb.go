@@ -21,7 +21,7 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// EndpointHealth is what an endpoint's next owner must know of its control. Topic `endpoint-health`, key
+// EndpointHealth is what an endpoint's next owner must know of its failures. Topic `endpoint-health`, key
 // `<endpoint_id>`: written when that changes, and tombstoned when the endpoint is well.
 type EndpointHealth struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
@@ -32,8 +32,15 @@ type EndpointHealth struct {
 	BreakerWaitMs      uint32 `protobuf:"varint,3,opt,name=breaker_wait_ms,json=breakerWaitMs,proto3" json:"breaker_wait_ms,omitempty"`
 	BreakerUntilUnixMs int64  `protobuf:"varint,4,opt,name=breaker_until_unix_ms,json=breakerUntilUnixMs,proto3" json:"breaker_until_unix_ms,omitempty"`
 	// Attempts at once after throttling, 0 = all of concurrency, which is what the endpoint then had.
-	Allowed       uint32 `protobuf:"varint,5,opt,name=allowed,proto3" json:"allowed,omitempty"`
-	Concurrency   uint32 `protobuf:"varint,6,opt,name=concurrency,proto3" json:"concurrency,omitempty"`
+	Allowed     uint32 `protobuf:"varint,5,opt,name=allowed,proto3" json:"allowed,omitempty"`
+	Concurrency uint32 `protobuf:"varint,6,opt,name=concurrency,proto3" json:"concurrency,omitempty"`
+	// The streak of failures: its first and, within a tenth of ENDPOINT_DISABLE_AFTER, its last, 0 = none; all of attempts
+	// to this version of the endpoint.
+	FailingSinceUnixMs int64  `protobuf:"varint,7,opt,name=failing_since_unix_ms,json=failingSinceUnixMs,proto3" json:"failing_since_unix_ms,omitempty"`
+	FailingSeenUnixMs  int64  `protobuf:"varint,8,opt,name=failing_seen_unix_ms,json=failingSeenUnixMs,proto3" json:"failing_seen_unix_ms,omitempty"`
+	FailingVersion     uint64 `protobuf:"varint,9,opt,name=failing_version,json=failingVersion,proto3" json:"failing_version,omitempty"`
+	// That version was judged: the command to disable it is on its way.
+	Judged        bool `protobuf:"varint,10,opt,name=judged,proto3" json:"judged,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -110,18 +117,51 @@ func (x *EndpointHealth) GetConcurrency() uint32 {
 	return 0
 }
 
+func (x *EndpointHealth) GetFailingSinceUnixMs() int64 {
+	if x != nil {
+		return x.FailingSinceUnixMs
+	}
+	return 0
+}
+
+func (x *EndpointHealth) GetFailingSeenUnixMs() int64 {
+	if x != nil {
+		return x.FailingSeenUnixMs
+	}
+	return 0
+}
+
+func (x *EndpointHealth) GetFailingVersion() uint64 {
+	if x != nil {
+		return x.FailingVersion
+	}
+	return 0
+}
+
+func (x *EndpointHealth) GetJudged() bool {
+	if x != nil {
+		return x.Judged
+	}
+	return false
+}
+
 var File_webhooks_v1_health_proto protoreflect.FileDescriptor
 
 const file_webhooks_v1_health_proto_rawDesc = "" +
 	"\n" +
-	"\x18webhooks/v1/health.proto\x12\vwebhooks.v1\"\xec\x01\n" +
+	"\x18webhooks/v1/health.proto\x12\vwebhooks.v1\"\x91\x03\n" +
 	"\x0eEndpointHealth\x12'\n" +
 	"\x0forganization_id\x18\x01 \x01(\tR\x0eorganizationId\x12\x1a\n" +
 	"\bfailures\x18\x02 \x01(\rR\bfailures\x12&\n" +
 	"\x0fbreaker_wait_ms\x18\x03 \x01(\rR\rbreakerWaitMs\x121\n" +
 	"\x15breaker_until_unix_ms\x18\x04 \x01(\x03R\x12breakerUntilUnixMs\x12\x18\n" +
 	"\aallowed\x18\x05 \x01(\rR\aallowed\x12 \n" +
-	"\vconcurrency\x18\x06 \x01(\rR\vconcurrencyB?Z=github.com/betterdata/webhooks/schemas/webhooks/v1;webhooksv1b\x06proto3"
+	"\vconcurrency\x18\x06 \x01(\rR\vconcurrency\x121\n" +
+	"\x15failing_since_unix_ms\x18\a \x01(\x03R\x12failingSinceUnixMs\x12/\n" +
+	"\x14failing_seen_unix_ms\x18\b \x01(\x03R\x11failingSeenUnixMs\x12'\n" +
+	"\x0ffailing_version\x18\t \x01(\x04R\x0efailingVersion\x12\x16\n" +
+	"\x06judged\x18\n" +
+	" \x01(\bR\x06judgedB?Z=github.com/betterdata/webhooks/schemas/webhooks/v1;webhooksv1b\x06proto3"
 
 var (
 	file_webhooks_v1_health_proto_rawDescOnce sync.Once
