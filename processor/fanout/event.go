@@ -1,21 +1,14 @@
 package fanout
 
 import (
-	"strconv"
-	"time"
-
-	"github.com/go-json-experiment/json/jsontext"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/betterdata/webhooks/internal/cloudevent"
 	"github.com/betterdata/webhooks/internal/eventfilter"
-	"github.com/betterdata/webhooks/internal/httpapi"
 	"github.com/betterdata/webhooks/internal/id"
 	"github.com/betterdata/webhooks/internal/jsonscan"
+	"github.com/betterdata/webhooks/internal/outbound"
 )
-
-// schemaVersion is that of every public event type.
-const schemaVersion = 1
 
 // event is a record of `events`, read.
 type event struct {
@@ -56,36 +49,6 @@ func readEvent(in *kgo.Record) (e *event, reason string) {
 	case len(e.Data) > maxData:
 		return e, reasonTooLarge
 	}
-	e.body = e.encode()
+	e.body = outbound.Body(e.Event, outbound.SchemaVersion)
 	return e, ""
-}
-
-// encode builds the body of the request: the members in the order that the contract lists them, the data as it came.
-// The same event always gives the same bytes.
-func (e *event) encode() []byte {
-	b := make([]byte, 0, 512+len(e.Data))
-	b = appendText(append(b, `{"id":`...), e.ID)
-	b = appendText(append(b, `,"type":`...), e.Type)
-	b = appendText(append(b, `,"timestamp":`...), httpapi.FormatTime(time.UnixMilli(e.OccurredUnixMS)))
-	b = appendText(append(b, `,"organizationId":`...), e.Organization)
-	b = appendTextOrNull(append(b, `,"source":`...), e.Source)
-	b = appendTextOrNull(append(b, `,"subject":`...), e.Subject)
-	b = appendTextOrNull(append(b, `,"correlationId":`...), e.CorrelationID)
-	b = appendTextOrNull(append(b, `,"causationId":`...), e.CausationID)
-	b = strconv.AppendInt(append(b, `,"schemaVersion":`...), schemaVersion, 10)
-	b = append(append(b, `,"data":`...), e.Data...)
-	return append(b, '}')
-}
-
-func appendTextOrNull(b []byte, s string) []byte {
-	if s == "" {
-		return append(b, "null"...)
-	}
-	return appendText(b, s)
-}
-
-// appendText writes a JSON string. What is not UTF-8 is replaced, which the error would say.
-func appendText(b []byte, s string) []byte {
-	b, _ = jsontext.AppendQuote(b, s)
-	return b
 }

@@ -3,7 +3,8 @@
 //
 // An event in gives, in one transaction: at most one record a partition of `deliveries` (more only where thousands of
 // endpoints want it) with the endpoints there that match; a row of `deliveries` for each of them, or, when none is
-// enabled and matches, rows that say so; and a row of `events`. The body that merchants receive is built here, once.
+// enabled and matches, rows that say so; and a row of `events`. The body that merchants receive is built here, once
+// (internal/outbound).
 //
 // The endpoints come from the local copy of the table `endpoints`. An event made in its organization's own partition
 // says which version of the organization's endpoint set it was made under, and fan-out holds it until its copy has that

@@ -10,6 +10,7 @@ import (
 
 	"github.com/betterdata/webhooks/internal/eventfilter"
 	"github.com/betterdata/webhooks/internal/id"
+	"github.com/betterdata/webhooks/internal/outbound"
 	"github.com/betterdata/webhooks/internal/stream"
 	"github.com/betterdata/webhooks/processor/deadletters"
 	"github.com/betterdata/webhooks/schemas"
@@ -267,7 +268,7 @@ func (f *fanning) eventRow() error {
 	return f.emit(schemas.EventRows, e.Organization, e.ID, &webhooksv1.EventRow{
 		EventId: e.ID, OrganizationId: e.Organization, Type: e.Type, Source: e.Source, Subject: e.Subject,
 		OccurredUnixMs: e.OccurredUnixMS, AcceptedUnixMs: e.AcceptedUnixMS, CauseSource: e.CauseSource, CauseEventId: e.CauseEventID,
-		CorrelationId: e.CorrelationID, CausationId: e.CausationID, SchemaVersion: schemaVersion, Matched: uint32(f.matched), Data: e.Data,
+		CorrelationId: e.CorrelationID, CausationId: e.CausationID, SchemaVersion: outbound.SchemaVersion, Matched: uint32(f.matched), Data: e.Data,
 	})
 }
 
