@@ -43,7 +43,7 @@ const (
 	InboundUnrouted = "inbound.unrouted" // account: events of accounts without an organization, and commands on them
 	InboundDead     = "inbound.dead"     // org or account: verified events that could not be used, and which were replayed
 	Events          = "events"           // org: the canonical public log
-	Deliveries      = "deliveries"       // endpoint: one event for the endpoints of a partition
+	Deliveries      = "deliveries"       // endpoint: one event for the endpoints of a partition, or a command on one
 	Retries         = "retries"          // endpoint: what waits, compacted
 	DeliveriesDead  = "deliveries.dead"  // endpoint: dead letters
 	CommandOutcomes = "command-outcomes" // org or account: answers to commands

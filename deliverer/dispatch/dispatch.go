@@ -6,6 +6,8 @@
 // partitions share; their results queue in memory and enter a transaction in Advance: one row of `attempts`, one of
 // `delivery-rows`, and the change of the schedule, all together or not at all.
 //
+// A record may be a command of the management API instead. It is answered in the transaction that carries it out.
+//
 // A partition's owner holds its endpoints whole: all control of an endpoint is in the task of its partition. The pool and
 // the copy of `endpoints` are what tasks share.
 //

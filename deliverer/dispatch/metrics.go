@@ -20,6 +20,7 @@ type metrics struct {
 	dead      prometheus.Counter
 	// gone and failing are commands to disable an endpoint, by reason.
 	gone, failing prometheus.Counter
+	commands      *prometheus.CounterVec
 }
 
 var waitingReasons = map[webhooksv1.WaitingReason]string{
@@ -54,11 +55,18 @@ func newMetrics(reg prometheus.Registerer, d *Dispatcher) *metrics {
 		dead:      ended.WithLabelValues(schemas.DeliveryDead),
 		gone:      disabled.WithLabelValues(reasonGone),
 		failing:   disabled.WithLabelValues(reasonFailing),
+		commands: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "webhooks_delivery_commands_total", Help: "Commands on deliveries and endpoints that were answered, by what came of them.",
+		}, []string{"command", "result"}),
+	}
+	for _, name := range commandNames {
+		m.commands.WithLabelValues(name, "done")
+		m.commands.WithLabelValues(name, "refused")
 	}
 	for _, c := range sender.Classes() {
 		m.failures[c] = attempts.WithLabelValues("failure", c.String())
 	}
-	reg.MustRegister(attempts, ended, disabled, m.duration, m.latency)
+	reg.MustRegister(attempts, ended, disabled, m.duration, m.latency, m.commands)
 	for reason, name := range waitingReasons {
 		reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "webhooks_retry_waiting", Help: "Deliveries that wait, by reason.",

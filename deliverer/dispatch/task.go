@@ -13,6 +13,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/betterdata/webhooks/deliverer/schedule"
+	"github.com/betterdata/webhooks/internal/cloudevent"
 	"github.com/betterdata/webhooks/internal/stream"
 	webhooksv1 "github.com/betterdata/webhooks/schemas/webhooks/v1"
 )
@@ -63,6 +64,8 @@ type task struct {
 	aside  []aside   // moved from the input to the schedule by it, while they run
 	// ailments are what it writes of endpoints' health.
 	ailments []ailment
+	// answered are commands, to be counted.
+	answered []answered
 
 	changed []string // endpoints, since the last Advance
 	flying  int      // attempts begun and not ended
@@ -76,12 +79,15 @@ func newTask(d *Dispatcher, p *stream.Partition) *task {
 	}
 }
 
-// Process takes the deliveries of one event.
+// Process takes the deliveries of one event, or a command.
 func (t *task) Process(tx *stream.Tx, in *kgo.Record) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if err := t.begin(tx, tx.Now()); err != nil {
 		return err
+	}
+	if cloudevent.IsCommandRecord(in) {
+		return t.command(tx, in)
 	}
 	deliveries := new(webhooksv1.Deliveries)
 	if err := proto.Unmarshal(in.Value, deliveries); err != nil {
@@ -235,13 +241,15 @@ func (t *task) Settled(committed bool) {
 	clear(t.marked)
 	clear(t.handed)
 	clear(t.aside)
-	t.taken, t.marked, t.handed, t.aside = t.taken[:0], t.marked[:0], t.handed[:0], t.aside[:0]
+	clear(t.answered)
+	t.taken, t.marked, t.handed, t.aside, t.answered = t.taken[:0], t.marked[:0], t.handed[:0], t.aside[:0], t.answered[:0]
 	if len(t.agenda) > 0 {
 		t.part.WakeAt(t.agenda[0].wake)
 	}
 }
 
 func (t *task) committed(now time.Time) {
+	t.reportAnswers()
 	for _, f := range t.handed {
 		t.report(f)
 		t.release(f)

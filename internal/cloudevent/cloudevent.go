@@ -1,8 +1,8 @@
 // Package cloudevent writes and reads the records of `inbound*` and `events`: the CloudEvents Kafka protocol binding,
 // binary mode (attributes as ce_ headers, the data as the value), with the extensions of schemas/headers.go.
 //
-// An Event is one of ours for the log `events`; a Command is a wish to an owner of state, on `inbound` or
-// `inbound.unrouted`. Both have the attributes that the specification requires, and times in one layout. Absent
+// An Event is one of ours for the log `events`; a Command is a wish to an owner of state, on `inbound`, `inbound.unrouted`
+// or `deliveries`. Both have the attributes that the specification requires, and times in one layout. Absent
 // attributes are left out. What is read is valid UTF-8, whatever was written: it may become a field of a row.
 //
 // The edge writes its own records without this package, into memory that it uses again; its tests read them with it.
@@ -17,6 +17,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/betterdata/webhooks/internal/id"
 	"github.com/betterdata/webhooks/schemas"
 	webhooksv1 "github.com/betterdata/webhooks/schemas/webhooks/v1"
 )
@@ -103,7 +104,7 @@ func ReadEvent(r *kgo.Record) *Event {
 }
 
 // Command is a command as a record of its organization. The caller gives it to the owner: on `inbound` by that
-// organization, on `inbound.unrouted` by the account.
+// organization, on `inbound.unrouted` by the account, on `deliveries` by the endpoint.
 func Command(cmd *webhooksv1.Command) (*kgo.Record, error) {
 	value, err := proto.Marshal(cmd)
 	if err != nil {
@@ -121,9 +122,36 @@ func Command(cmd *webhooksv1.Command) (*kgo.Record, error) {
 	return &kgo.Record{Key: h.value(cmd.GetOrganizationId()), Value: value, Headers: h.list}, nil
 }
 
+// Conclusion tells the organization's owner what came of a command with an Idempotency-Key, which it handed on and waits to
+// remember. That owner answers it too: answered by whoever carried it out, the request could come again before its key is
+// known to be concluded. The caller gives the record to `inbound`, by the organization.
+func Conclusion(cmd *webhooksv1.Command, outcome *webhooksv1.CommandOutcome, now time.Time) (*kgo.Record, error) {
+	return Command(&webhooksv1.Command{
+		Id: id.Derive(id.Command, "conclude", cmd.GetId()), OrganizationId: cmd.GetOrganizationId(), KeyId: cmd.GetKeyId(),
+		IssuedUnixMs: now.UnixMilli(),
+		Action: &webhooksv1.Command_ConcludeCommand{ConcludeCommand: &webhooksv1.ConcludeCommand{
+			KeyHash: cmd.GetIdempotencyKey().GetHash(), Outcome: outcome,
+		}},
+	})
+}
+
 // IsCommand tells a command from a source's event, whose type alone might be the same.
 func IsCommand(source, eventType string) bool {
 	return source == schemas.SourceManagement && eventType == schemas.TypeCommand
+}
+
+// IsCommandRecord is IsCommand of a record's headers.
+func IsCommandRecord(r *kgo.Record) bool {
+	var source, eventType string
+	for _, h := range r.Headers {
+		switch h.Key {
+		case schemas.HeaderSource:
+			source = string(h.Value)
+		case schemas.HeaderType:
+			eventType = string(h.Value)
+		}
+	}
+	return IsCommand(source, eventType)
 }
 
 // WithOrganization is a record's headers with another organization, for who hands it on; the rest is kept as it came.

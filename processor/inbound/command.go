@@ -36,8 +36,8 @@ func (t *task) command(tx *stream.Tx, e *event) (result, error) {
 		if what, known, err := t.recall(tx, cmd); known || err != nil {
 			return what, err
 		}
-		if account := accountOf(cmd); account != "" {
-			return t.passOn(tx, cmd, account)
+		if to, ok := ownerOf(cmd); ok {
+			return t.passOn(tx, cmd, to)
 		}
 	}
 	return t.apply(tx, cmd)

@@ -10,10 +10,10 @@ import (
 	webhooksv1 "github.com/betterdata/webhooks/schemas/webhooks/v1"
 )
 
-// Commands with an Idempotency-Key come here first, whoever carries them out: the key is the organization's. One on an
-// endpoint is applied and remembered in one transaction. One on an account is reserved and handed to the account's owner,
-// whose conclusion comes back as a command. Only then is it answered, and from here: who has an answer and sends the
-// request again must find it remembered.
+// Commands with an Idempotency-Key come here first, whoever carries them out: the key is the organization's. One that
+// changes an endpoint is applied and remembered in one transaction. One that another owner carries out, an account's or an
+// endpoint's, is reserved and handed on, and the conclusion comes back as a command. Only then is it answered, and from here:
+// who has an answer and sends the request again must find it remembered.
 
 // recall answers a command whose key is known, and says so.
 func (t *task) recall(tx *stream.Tx, cmd *webhooksv1.Command) (what result, known bool, err error) {
@@ -34,16 +34,27 @@ func (t *task) recall(tx *stream.Tx, cmd *webhooksv1.Command) (what result, know
 	return refused, true, nil
 }
 
-// accountOf is the account whose owner carries the command out, "" where that is the organization's owner.
-func accountOf(cmd *webhooksv1.Command) string {
-	if create := cmd.GetCreateConnection(); create != nil {
-		return schemas.AccountKey(create.GetConnection().GetSource(), create.GetConnection().GetAccount())
+// otherOwner is who carries a command out that the organization's owner does not.
+type otherOwner struct{ topic, routingKey string }
+
+// ownerOf finds the owner of what a command is about; ok is false where it is the organization's.
+func ownerOf(cmd *webhooksv1.Command) (to otherOwner, ok bool) {
+	switch action := cmd.Action.(type) {
+	case *webhooksv1.Command_CreateConnection:
+		wanted := action.CreateConnection.GetConnection()
+		return otherOwner{schemas.InboundUnrouted, schemas.AccountKey(wanted.GetSource(), wanted.GetAccount())}, true
+	case *webhooksv1.Command_RetryDelivery:
+		return otherOwner{schemas.Deliveries, action.RetryDelivery.GetEndpointId()}, true
+	case *webhooksv1.Command_TestEndpoint:
+		return otherOwner{schemas.Deliveries, action.TestEndpoint.GetEndpointId()}, true
+	case *webhooksv1.Command_CancelDelivery:
+		return otherOwner{schemas.Deliveries, action.CancelDelivery.GetEndpointId()}, true
 	}
-	return ""
+	return otherOwner{}, false
 }
 
-// passOn reserves the key of a command and hands it to the owner of an account.
-func (t *task) passOn(tx *stream.Tx, cmd *webhooksv1.Command, account string) (result, error) {
+// passOn reserves the key of a command and hands it to another owner.
+func (t *task) passOn(tx *stream.Tx, cmd *webhooksv1.Command, to otherOwner) (result, error) {
 	if err := idempotency.Reserve(idempotencyState{tx}, cmd, tx.Now()); err != nil {
 		return 0, err
 	}
@@ -51,7 +62,7 @@ func (t *task) passOn(tx *stream.Tx, cmd *webhooksv1.Command, account string) (r
 	if err != nil {
 		return 0, err
 	}
-	tx.Emit(schemas.InboundUnrouted, account, r)
+	tx.Emit(to.topic, to.routingKey, r)
 	return forwarded, nil
 }
 

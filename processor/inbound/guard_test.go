@@ -12,6 +12,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"pgregory.net/rapid"
 
+	"github.com/betterdata/webhooks/internal/cloudevent"
 	"github.com/betterdata/webhooks/internal/id"
 	"github.com/betterdata/webhooks/internal/kafka"
 	"github.com/betterdata/webhooks/internal/seal"
@@ -204,6 +205,49 @@ func TestAConnectionIsHandedOnAndConcluded(t *testing.T) {
 	require.True(t, again[0].Replayed)
 	require.Equal(t, made.Id, again[0].GetConnection().GetId())
 	require.Empty(t, again[0].GetConnection().GetSealedAccessToken())
+}
+
+func TestACommandOnDeliveriesIsHandedOnAndConcluded(t *testing.T) {
+	ep, dlv := id.Derive(id.Endpoint, "1"), id.Derive(id.Delivery, "1")
+	retry := &webhooksv1.Command_RetryDelivery{RetryDelivery: &webhooksv1.RetryDelivery{DeliveryId: dlv, EndpointId: ep}}
+	test := &webhooksv1.Command_TestEndpoint{TestEndpoint: &webhooksv1.TestEndpoint{EndpointId: ep}}
+	cancel := &webhooksv1.Command_CancelDelivery{CancelDelivery: &webhooksv1.CancelDelivery{DeliveryId: dlv, EndpointId: ep}}
+	guarded := func(set func(*webhooksv1.Command)) *webhooksv1.Command {
+		cmd := &webhooksv1.Command{
+			Id: id.New(id.Command), OrganizationId: org,
+			IdempotencyKey: &webhooksv1.IdempotencyKey{Hash: []byte("k"), Fingerprint: []byte("r")},
+		}
+		set(cmd)
+		return cmd
+	}
+	for name, set := range map[string]func(*webhooksv1.Command){
+		"retry":  func(cmd *webhooksv1.Command) { cmd.Action = retry },
+		"test":   func(cmd *webhooksv1.Command) { cmd.Action = test },
+		"cancel": func(cmd *webhooksv1.Command) { cmd.Action = cancel },
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t)
+			first := guarded(set)
+			out := r.Process(command(t, first))
+			require.Empty(t, out.Topic(schemas.CommandOutcomes), "nobody has carried it out yet")
+			require.Len(t, out.Topic(schemas.Deliveries), 1)
+			require.True(t, cloudevent.IsCommandRecord(out.Topic(schemas.Deliveries)[0]))
+			for _, p := range out {
+				if p.Topic == schemas.Deliveries {
+					require.Equal(t, ep, p.Key, "to its endpoint's owner")
+				}
+			}
+			require.Equal(t, "idempotency_in_progress", r.give(guarded(set))[0].GetRefusal().GetCode())
+
+			answer := r.give(concluded(first, &webhooksv1.CommandOutcome{
+				Result: &webhooksv1.CommandOutcome_Delivery{Delivery: &webhooksv1.Delivery{Id: dlv}},
+			}))
+			require.Equal(t, first.Id, answer[0].CommandId)
+			again := r.give(guarded(set))
+			require.True(t, again[0].Replayed)
+			require.Equal(t, dlv, again[0].GetDelivery().GetId())
+		})
+	}
 }
 
 func TestARefusedConnectionIsConcludedToo(t *testing.T) {

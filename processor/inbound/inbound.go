@@ -5,7 +5,7 @@
 // input's offset: the new state (tables `billing`, `entitlements`), what is told to merchants (`events`), the audit entry
 // (`billing-audit`) and one row that says what became of it (`inbound-rows`). A command is handed to package commands
 // and leaves the changed endpoints and its outcome; one with an Idempotency-Key is looked for among those that came before
-// (package idempotency), and handed on where an account's owner carries it out. Timers of the domain are due times in the
+// (package idempotency), and handed on where another owner carries it out. Timers of the domain are due times in the
 // state itself, found by an index and applied when the runtime calls. An account that is moved to another organization is
 // handed over to it.
 //

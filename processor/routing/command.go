@@ -58,16 +58,9 @@ func (u unit) command(in *kgo.Record, e *event) error {
 	return nil
 }
 
-// conclude sends what came of a command back to the organization's owner, which handed it on and waits to remember it.
-// The owner answers it too: answered from here, the request could come again before its key is known to be concluded.
+// conclude sends what came of a command back to the organization's owner, which handed it on.
 func (u unit) conclude(cmd *webhooksv1.Command, outcome *webhooksv1.CommandOutcome) error {
-	r, err := cloudevent.Command(&webhooksv1.Command{
-		Id: id.Derive(id.Command, "conclude", cmd.Id), OrganizationId: cmd.OrganizationId, KeyId: cmd.KeyId,
-		IssuedUnixMs: u.tx.Now().UnixMilli(),
-		Action: &webhooksv1.Command_ConcludeCommand{ConcludeCommand: &webhooksv1.ConcludeCommand{
-			KeyHash: cmd.IdempotencyKey.Hash, Outcome: outcome,
-		}},
-	})
+	r, err := cloudevent.Conclusion(cmd, outcome, u.tx.Now())
 	if err != nil {
 		return err
 	}

@@ -21,8 +21,8 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// Command asks the owner of an organization (topic `inbound`) or of a source account (topic `inbound.unrouted`) for a
-// change. Its record's ce_type is `command`.
+// Command asks the owner of an organization (topic `inbound`), of a source account (topic `inbound.unrouted`) or of an
+// endpoint (topic `deliveries`) for a change. Its record's ce_type is `command`.
 type Command struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The request's id; the outcome names it.
@@ -50,6 +50,9 @@ type Command struct {
 	//	*Command_ConcludeCommand
 	//	*Command_RememberEvents
 	//	*Command_AccountAdopted
+	//	*Command_RetryDelivery
+	//	*Command_TestEndpoint
+	//	*Command_CancelDelivery
 	Action        isCommand_Action `protobuf_oneof:"action"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -242,6 +245,33 @@ func (x *Command) GetAccountAdopted() *AccountAdopted {
 	return nil
 }
 
+func (x *Command) GetRetryDelivery() *RetryDelivery {
+	if x != nil {
+		if x, ok := x.Action.(*Command_RetryDelivery); ok {
+			return x.RetryDelivery
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetTestEndpoint() *TestEndpoint {
+	if x != nil {
+		if x, ok := x.Action.(*Command_TestEndpoint); ok {
+			return x.TestEndpoint
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetCancelDelivery() *CancelDelivery {
+	if x != nil {
+		if x, ok := x.Action.(*Command_CancelDelivery); ok {
+			return x.CancelDelivery
+		}
+	}
+	return nil
+}
+
 type isCommand_Action interface {
 	isCommand_Action()
 }
@@ -294,6 +324,18 @@ type Command_AccountAdopted struct {
 	AccountAdopted *AccountAdopted `protobuf:"bytes,34,opt,name=account_adopted,json=accountAdopted,proto3,oneof"`
 }
 
+type Command_RetryDelivery struct {
+	RetryDelivery *RetryDelivery `protobuf:"bytes,40,opt,name=retry_delivery,json=retryDelivery,proto3,oneof"`
+}
+
+type Command_TestEndpoint struct {
+	TestEndpoint *TestEndpoint `protobuf:"bytes,41,opt,name=test_endpoint,json=testEndpoint,proto3,oneof"`
+}
+
+type Command_CancelDelivery struct {
+	CancelDelivery *CancelDelivery `protobuf:"bytes,42,opt,name=cancel_delivery,json=cancelDelivery,proto3,oneof"`
+}
+
 func (*Command_CreateEndpoint) isCommand_Action() {}
 
 func (*Command_UpdateEndpoint) isCommand_Action() {}
@@ -317,6 +359,12 @@ func (*Command_ConcludeCommand) isCommand_Action() {}
 func (*Command_RememberEvents) isCommand_Action() {}
 
 func (*Command_AccountAdopted) isCommand_Action() {}
+
+func (*Command_RetryDelivery) isCommand_Action() {}
+
+func (*Command_TestEndpoint) isCommand_Action() {}
+
+func (*Command_CancelDelivery) isCommand_Action() {}
 
 // Precondition is what the resource must be when its owner comes to the command; else the owner refuses it. One without a
 // version, and not any, is never met: the request named what no version of ours can be.
@@ -1242,6 +1290,193 @@ func (x *AccountAdopted) GetOrder() int64 {
 	return 0
 }
 
+// RetryDelivery asks for another attempt of a delivery at once, whatever became of it.
+type RetryDelivery struct {
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	DeliveryId string                 `protobuf:"bytes,1,opt,name=delivery_id,json=deliveryId,proto3" json:"delivery_id,omitempty"`
+	// Whose delivery it is: its owner carries the command out.
+	EndpointId    string `protobuf:"bytes,2,opt,name=endpoint_id,json=endpointId,proto3" json:"endpoint_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RetryDelivery) Reset() {
+	*x = RetryDelivery{}
+	mi := &file_webhooks_v1_command_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RetryDelivery) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RetryDelivery) ProtoMessage() {}
+
+func (x *RetryDelivery) ProtoReflect() protoreflect.Message {
+	mi := &file_webhooks_v1_command_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RetryDelivery.ProtoReflect.Descriptor instead.
+func (*RetryDelivery) Descriptor() ([]byte, []int) {
+	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *RetryDelivery) GetDeliveryId() string {
+	if x != nil {
+		return x.DeliveryId
+	}
+	return ""
+}
+
+func (x *RetryDelivery) GetEndpointId() string {
+	if x != nil {
+		return x.EndpointId
+	}
+	return ""
+}
+
+// TestEndpoint asks for one attempt of an event made up for it.
+type TestEndpoint struct {
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	EndpointId string                 `protobuf:"bytes,1,opt,name=endpoint_id,json=endpointId,proto3" json:"endpoint_id,omitempty"`
+	// The edge found the endpoint at this version: the owner waits until its copy is as new.
+	EndpointVersion uint64 `protobuf:"varint,2,opt,name=endpoint_version,json=endpointVersion,proto3" json:"endpoint_version,omitempty"`
+	EventType       string `protobuf:"bytes,3,opt,name=event_type,json=eventType,proto3" json:"event_type,omitempty"`
+	// JSON object: the event's data.
+	Data []byte `protobuf:"bytes,4,opt,name=data,proto3" json:"data,omitempty"`
+	// The delivery to be made.
+	DeliveryId    string `protobuf:"bytes,5,opt,name=delivery_id,json=deliveryId,proto3" json:"delivery_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TestEndpoint) Reset() {
+	*x = TestEndpoint{}
+	mi := &file_webhooks_v1_command_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TestEndpoint) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TestEndpoint) ProtoMessage() {}
+
+func (x *TestEndpoint) ProtoReflect() protoreflect.Message {
+	mi := &file_webhooks_v1_command_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TestEndpoint.ProtoReflect.Descriptor instead.
+func (*TestEndpoint) Descriptor() ([]byte, []int) {
+	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *TestEndpoint) GetEndpointId() string {
+	if x != nil {
+		return x.EndpointId
+	}
+	return ""
+}
+
+func (x *TestEndpoint) GetEndpointVersion() uint64 {
+	if x != nil {
+		return x.EndpointVersion
+	}
+	return 0
+}
+
+func (x *TestEndpoint) GetEventType() string {
+	if x != nil {
+		return x.EventType
+	}
+	return ""
+}
+
+func (x *TestEndpoint) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+func (x *TestEndpoint) GetDeliveryId() string {
+	if x != nil {
+		return x.DeliveryId
+	}
+	return ""
+}
+
+// CancelDelivery ends the waiting of a delivery.
+type CancelDelivery struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	DeliveryId    string                 `protobuf:"bytes,1,opt,name=delivery_id,json=deliveryId,proto3" json:"delivery_id,omitempty"`
+	EndpointId    string                 `protobuf:"bytes,2,opt,name=endpoint_id,json=endpointId,proto3" json:"endpoint_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CancelDelivery) Reset() {
+	*x = CancelDelivery{}
+	mi := &file_webhooks_v1_command_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CancelDelivery) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CancelDelivery) ProtoMessage() {}
+
+func (x *CancelDelivery) ProtoReflect() protoreflect.Message {
+	mi := &file_webhooks_v1_command_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CancelDelivery.ProtoReflect.Descriptor instead.
+func (*CancelDelivery) Descriptor() ([]byte, []int) {
+	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *CancelDelivery) GetDeliveryId() string {
+	if x != nil {
+		return x.DeliveryId
+	}
+	return ""
+}
+
+func (x *CancelDelivery) GetEndpointId() string {
+	if x != nil {
+		return x.EndpointId
+	}
+	return ""
+}
+
 // ConcludeCommand tells the organization's owner what came of a command with an Idempotency-Key that it handed to another
 // owner; it remembers the outcome and writes it to `command-outcomes`.
 type ConcludeCommand struct {
@@ -1255,7 +1490,7 @@ type ConcludeCommand struct {
 
 func (x *ConcludeCommand) Reset() {
 	*x = ConcludeCommand{}
-	mi := &file_webhooks_v1_command_proto_msgTypes[15]
+	mi := &file_webhooks_v1_command_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1267,7 +1502,7 @@ func (x *ConcludeCommand) String() string {
 func (*ConcludeCommand) ProtoMessage() {}
 
 func (x *ConcludeCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_command_proto_msgTypes[15]
+	mi := &file_webhooks_v1_command_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1280,7 +1515,7 @@ func (x *ConcludeCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConcludeCommand.ProtoReflect.Descriptor instead.
 func (*ConcludeCommand) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{15}
+	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ConcludeCommand) GetKeyHash() []byte {
@@ -1312,7 +1547,7 @@ type RememberedCommand struct {
 
 func (x *RememberedCommand) Reset() {
 	*x = RememberedCommand{}
-	mi := &file_webhooks_v1_command_proto_msgTypes[16]
+	mi := &file_webhooks_v1_command_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1324,7 +1559,7 @@ func (x *RememberedCommand) String() string {
 func (*RememberedCommand) ProtoMessage() {}
 
 func (x *RememberedCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_command_proto_msgTypes[16]
+	mi := &file_webhooks_v1_command_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1337,7 +1572,7 @@ func (x *RememberedCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RememberedCommand.ProtoReflect.Descriptor instead.
 func (*RememberedCommand) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{16}
+	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *RememberedCommand) GetCommandId() string {
@@ -1379,6 +1614,7 @@ type CommandOutcome struct {
 	//	*CommandOutcome_Connection
 	//	*CommandOutcome_Deleted
 	//	*CommandOutcome_Refusal
+	//	*CommandOutcome_Delivery
 	Result isCommandOutcome_Result `protobuf_oneof:"result"`
 	// The command was not carried out: this came of an earlier one with the same Idempotency-Key.
 	Replayed      bool `protobuf:"varint,6,opt,name=replayed,proto3" json:"replayed,omitempty"`
@@ -1388,7 +1624,7 @@ type CommandOutcome struct {
 
 func (x *CommandOutcome) Reset() {
 	*x = CommandOutcome{}
-	mi := &file_webhooks_v1_command_proto_msgTypes[17]
+	mi := &file_webhooks_v1_command_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1400,7 +1636,7 @@ func (x *CommandOutcome) String() string {
 func (*CommandOutcome) ProtoMessage() {}
 
 func (x *CommandOutcome) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_command_proto_msgTypes[17]
+	mi := &file_webhooks_v1_command_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1413,7 +1649,7 @@ func (x *CommandOutcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommandOutcome.ProtoReflect.Descriptor instead.
 func (*CommandOutcome) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{17}
+	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *CommandOutcome) GetCommandId() string {
@@ -1466,6 +1702,15 @@ func (x *CommandOutcome) GetRefusal() *Refusal {
 	return nil
 }
 
+func (x *CommandOutcome) GetDelivery() *Delivery {
+	if x != nil {
+		if x, ok := x.Result.(*CommandOutcome_Delivery); ok {
+			return x.Delivery
+		}
+	}
+	return nil
+}
+
 func (x *CommandOutcome) GetReplayed() bool {
 	if x != nil {
 		return x.Replayed
@@ -1493,6 +1738,10 @@ type CommandOutcome_Refusal struct {
 	Refusal *Refusal `protobuf:"bytes,5,opt,name=refusal,proto3,oneof"`
 }
 
+type CommandOutcome_Delivery struct {
+	Delivery *Delivery `protobuf:"bytes,10,opt,name=delivery,proto3,oneof"`
+}
+
 func (*CommandOutcome_Endpoint) isCommandOutcome_Result() {}
 
 func (*CommandOutcome_Connection) isCommandOutcome_Result() {}
@@ -1500,6 +1749,8 @@ func (*CommandOutcome_Connection) isCommandOutcome_Result() {}
 func (*CommandOutcome_Deleted) isCommandOutcome_Result() {}
 
 func (*CommandOutcome_Refusal) isCommandOutcome_Result() {}
+
+func (*CommandOutcome_Delivery) isCommandOutcome_Result() {}
 
 type Deleted struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1509,7 +1760,7 @@ type Deleted struct {
 
 func (x *Deleted) Reset() {
 	*x = Deleted{}
-	mi := &file_webhooks_v1_command_proto_msgTypes[18]
+	mi := &file_webhooks_v1_command_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1521,7 +1772,7 @@ func (x *Deleted) String() string {
 func (*Deleted) ProtoMessage() {}
 
 func (x *Deleted) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_command_proto_msgTypes[18]
+	mi := &file_webhooks_v1_command_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1534,7 +1785,148 @@ func (x *Deleted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Deleted.ProtoReflect.Descriptor instead.
 func (*Deleted) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{18}
+	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{21}
+}
+
+// Delivery is what the API shows of a delivery.
+type Delivery struct {
+	state             protoimpl.MessageState `protogen:"open.v1"`
+	Id                string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	OrganizationId    string                 `protobuf:"bytes,2,opt,name=organization_id,json=organizationId,proto3" json:"organization_id,omitempty"`
+	EndpointId        string                 `protobuf:"bytes,3,opt,name=endpoint_id,json=endpointId,proto3" json:"endpoint_id,omitempty"`
+	EventId           string                 `protobuf:"bytes,4,opt,name=event_id,json=eventId,proto3" json:"event_id,omitempty"`
+	EventType         string                 `protobuf:"bytes,5,opt,name=event_type,json=eventType,proto3" json:"event_type,omitempty"`
+	Status            string                 `protobuf:"bytes,6,opt,name=status,proto3" json:"status,omitempty"`
+	Reason            string                 `protobuf:"bytes,7,opt,name=reason,proto3" json:"reason,omitempty"`
+	AttemptCount      uint32                 `protobuf:"varint,8,opt,name=attempt_count,json=attemptCount,proto3" json:"attempt_count,omitempty"`
+	NextAttemptUnixMs int64                  `protobuf:"varint,9,opt,name=next_attempt_unix_ms,json=nextAttemptUnixMs,proto3" json:"next_attempt_unix_ms,omitempty"`
+	ReplayId          string                 `protobuf:"bytes,10,opt,name=replay_id,json=replayId,proto3" json:"replay_id,omitempty"`
+	Test              bool                   `protobuf:"varint,11,opt,name=test,proto3" json:"test,omitempty"`
+	CreatedUnixMs     int64                  `protobuf:"varint,12,opt,name=created_unix_ms,json=createdUnixMs,proto3" json:"created_unix_ms,omitempty"`
+	EndedUnixMs       int64                  `protobuf:"varint,13,opt,name=ended_unix_ms,json=endedUnixMs,proto3" json:"ended_unix_ms,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
+}
+
+func (x *Delivery) Reset() {
+	*x = Delivery{}
+	mi := &file_webhooks_v1_command_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Delivery) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Delivery) ProtoMessage() {}
+
+func (x *Delivery) ProtoReflect() protoreflect.Message {
+	mi := &file_webhooks_v1_command_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Delivery.ProtoReflect.Descriptor instead.
+func (*Delivery) Descriptor() ([]byte, []int) {
+	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *Delivery) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Delivery) GetOrganizationId() string {
+	if x != nil {
+		return x.OrganizationId
+	}
+	return ""
+}
+
+func (x *Delivery) GetEndpointId() string {
+	if x != nil {
+		return x.EndpointId
+	}
+	return ""
+}
+
+func (x *Delivery) GetEventId() string {
+	if x != nil {
+		return x.EventId
+	}
+	return ""
+}
+
+func (x *Delivery) GetEventType() string {
+	if x != nil {
+		return x.EventType
+	}
+	return ""
+}
+
+func (x *Delivery) GetStatus() string {
+	if x != nil {
+		return x.Status
+	}
+	return ""
+}
+
+func (x *Delivery) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Delivery) GetAttemptCount() uint32 {
+	if x != nil {
+		return x.AttemptCount
+	}
+	return 0
+}
+
+func (x *Delivery) GetNextAttemptUnixMs() int64 {
+	if x != nil {
+		return x.NextAttemptUnixMs
+	}
+	return 0
+}
+
+func (x *Delivery) GetReplayId() string {
+	if x != nil {
+		return x.ReplayId
+	}
+	return ""
+}
+
+func (x *Delivery) GetTest() bool {
+	if x != nil {
+		return x.Test
+	}
+	return false
+}
+
+func (x *Delivery) GetCreatedUnixMs() int64 {
+	if x != nil {
+		return x.CreatedUnixMs
+	}
+	return 0
+}
+
+func (x *Delivery) GetEndedUnixMs() int64 {
+	if x != nil {
+		return x.EndedUnixMs
+	}
+	return 0
 }
 
 // Refusal is a problem of RFC 9457, ready to be answered.
@@ -1550,7 +1942,7 @@ type Refusal struct {
 
 func (x *Refusal) Reset() {
 	*x = Refusal{}
-	mi := &file_webhooks_v1_command_proto_msgTypes[19]
+	mi := &file_webhooks_v1_command_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1562,7 +1954,7 @@ func (x *Refusal) String() string {
 func (*Refusal) ProtoMessage() {}
 
 func (x *Refusal) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_command_proto_msgTypes[19]
+	mi := &file_webhooks_v1_command_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1575,7 +1967,7 @@ func (x *Refusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refusal.ProtoReflect.Descriptor instead.
 func (*Refusal) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{19}
+	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Refusal) GetStatus() uint32 {
@@ -1617,7 +2009,7 @@ type FieldError struct {
 
 func (x *FieldError) Reset() {
 	*x = FieldError{}
-	mi := &file_webhooks_v1_command_proto_msgTypes[20]
+	mi := &file_webhooks_v1_command_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1629,7 +2021,7 @@ func (x *FieldError) String() string {
 func (*FieldError) ProtoMessage() {}
 
 func (x *FieldError) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_command_proto_msgTypes[20]
+	mi := &file_webhooks_v1_command_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1642,7 +2034,7 @@ func (x *FieldError) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FieldError.ProtoReflect.Descriptor instead.
 func (*FieldError) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{20}
+	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *FieldError) GetPointer() string {
@@ -1663,7 +2055,8 @@ var File_webhooks_v1_command_proto protoreflect.FileDescriptor
 
 const file_webhooks_v1_command_proto_rawDesc = "" +
 	"\n" +
-	"\x19webhooks/v1/command.proto\x12\vwebhooks.v1\x1a\x19webhooks/v1/billing.proto\x1a\x1cwebhooks/v1/connection.proto\x1a\x1awebhooks/v1/endpoint.proto\"\xf4\b\n" +
+	"\x19webhooks/v1/command.proto\x12\vwebhooks.v1\x1a\x19webhooks/v1/billing.proto\x1a\x1cwebhooks/v1/connection.proto\x1a\x1awebhooks/v1/endpoint.proto\"\xc3\n" +
+	"\n" +
 	"\aCommand\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12'\n" +
 	"\x0forganization_id\x18\x02 \x01(\tR\x0eorganizationId\x12\x15\n" +
@@ -1683,7 +2076,10 @@ const file_webhooks_v1_command_proto_rawDesc = "" +
 	"\radopt_account\x18\x1f \x01(\v2\x19.webhooks.v1.AdoptAccountH\x00R\fadoptAccount\x12I\n" +
 	"\x10conclude_command\x18  \x01(\v2\x1c.webhooks.v1.ConcludeCommandH\x00R\x0fconcludeCommand\x12F\n" +
 	"\x0fremember_events\x18! \x01(\v2\x1b.webhooks.v1.RememberEventsH\x00R\x0erememberEvents\x12F\n" +
-	"\x0faccount_adopted\x18\" \x01(\v2\x1b.webhooks.v1.AccountAdoptedH\x00R\x0eaccountAdoptedB\b\n" +
+	"\x0faccount_adopted\x18\" \x01(\v2\x1b.webhooks.v1.AccountAdoptedH\x00R\x0eaccountAdopted\x12C\n" +
+	"\x0eretry_delivery\x18( \x01(\v2\x1a.webhooks.v1.RetryDeliveryH\x00R\rretryDelivery\x12@\n" +
+	"\rtest_endpoint\x18) \x01(\v2\x19.webhooks.v1.TestEndpointH\x00R\ftestEndpoint\x12F\n" +
+	"\x0fcancel_delivery\x18* \x01(\v2\x1b.webhooks.v1.CancelDeliveryH\x00R\x0ecancelDeliveryB\b\n" +
 	"\x06action\"<\n" +
 	"\fPrecondition\x12\x10\n" +
 	"\x03any\x18\x01 \x01(\bR\x03any\x12\x1a\n" +
@@ -1761,7 +2157,26 @@ const file_webhooks_v1_command_proto_rawDesc = "" +
 	"\x0eAccountAdopted\x12\x16\n" +
 	"\x06source\x18\x01 \x01(\tR\x06source\x12\x18\n" +
 	"\aaccount\x18\x02 \x01(\tR\aaccount\x12\x14\n" +
-	"\x05order\x18\x03 \x01(\x03R\x05order\"c\n" +
+	"\x05order\x18\x03 \x01(\x03R\x05order\"Q\n" +
+	"\rRetryDelivery\x12\x1f\n" +
+	"\vdelivery_id\x18\x01 \x01(\tR\n" +
+	"deliveryId\x12\x1f\n" +
+	"\vendpoint_id\x18\x02 \x01(\tR\n" +
+	"endpointId\"\xae\x01\n" +
+	"\fTestEndpoint\x12\x1f\n" +
+	"\vendpoint_id\x18\x01 \x01(\tR\n" +
+	"endpointId\x12)\n" +
+	"\x10endpoint_version\x18\x02 \x01(\x04R\x0fendpointVersion\x12\x1d\n" +
+	"\n" +
+	"event_type\x18\x03 \x01(\tR\teventType\x12\x12\n" +
+	"\x04data\x18\x04 \x01(\fR\x04data\x12\x1f\n" +
+	"\vdelivery_id\x18\x05 \x01(\tR\n" +
+	"deliveryId\"R\n" +
+	"\x0eCancelDelivery\x12\x1f\n" +
+	"\vdelivery_id\x18\x01 \x01(\tR\n" +
+	"deliveryId\x12\x1f\n" +
+	"\vendpoint_id\x18\x02 \x01(\tR\n" +
+	"endpointId\"c\n" +
 	"\x0fConcludeCommand\x12\x19\n" +
 	"\bkey_hash\x18\x01 \x01(\fR\akeyHash\x125\n" +
 	"\aoutcome\x18\x02 \x01(\v2\x1b.webhooks.v1.CommandOutcomeR\aoutcome\"\xb3\x01\n" +
@@ -1770,7 +2185,7 @@ const file_webhooks_v1_command_proto_rawDesc = "" +
 	"command_id\x18\x01 \x01(\tR\tcommandId\x12 \n" +
 	"\vfingerprint\x18\x02 \x01(\fR\vfingerprint\x12&\n" +
 	"\x0fexpires_unix_ms\x18\x03 \x01(\x03R\rexpiresUnixMs\x125\n" +
-	"\aoutcome\x18\x04 \x01(\v2\x1b.webhooks.v1.CommandOutcomeR\aoutcome\"\xa9\x02\n" +
+	"\aoutcome\x18\x04 \x01(\v2\x1b.webhooks.v1.CommandOutcomeR\aoutcome\"\xde\x02\n" +
 	"\x0eCommandOutcome\x12\x1d\n" +
 	"\n" +
 	"command_id\x18\x01 \x01(\tR\tcommandId\x123\n" +
@@ -1779,10 +2194,29 @@ const file_webhooks_v1_command_proto_rawDesc = "" +
 	"connection\x18\x03 \x01(\v2\x17.webhooks.v1.ConnectionH\x00R\n" +
 	"connection\x120\n" +
 	"\adeleted\x18\x04 \x01(\v2\x14.webhooks.v1.DeletedH\x00R\adeleted\x120\n" +
-	"\arefusal\x18\x05 \x01(\v2\x14.webhooks.v1.RefusalH\x00R\arefusal\x12\x1a\n" +
+	"\arefusal\x18\x05 \x01(\v2\x14.webhooks.v1.RefusalH\x00R\arefusal\x123\n" +
+	"\bdelivery\x18\n" +
+	" \x01(\v2\x15.webhooks.v1.DeliveryH\x00R\bdelivery\x12\x1a\n" +
 	"\breplayed\x18\x06 \x01(\bR\breplayedB\b\n" +
 	"\x06result\"\t\n" +
-	"\aDeleted\"~\n" +
+	"\aDeleted\"\xa1\x03\n" +
+	"\bDelivery\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12'\n" +
+	"\x0forganization_id\x18\x02 \x01(\tR\x0eorganizationId\x12\x1f\n" +
+	"\vendpoint_id\x18\x03 \x01(\tR\n" +
+	"endpointId\x12\x19\n" +
+	"\bevent_id\x18\x04 \x01(\tR\aeventId\x12\x1d\n" +
+	"\n" +
+	"event_type\x18\x05 \x01(\tR\teventType\x12\x16\n" +
+	"\x06status\x18\x06 \x01(\tR\x06status\x12\x16\n" +
+	"\x06reason\x18\a \x01(\tR\x06reason\x12#\n" +
+	"\rattempt_count\x18\b \x01(\rR\fattemptCount\x12/\n" +
+	"\x14next_attempt_unix_ms\x18\t \x01(\x03R\x11nextAttemptUnixMs\x12\x1b\n" +
+	"\treplay_id\x18\n" +
+	" \x01(\tR\breplayId\x12\x12\n" +
+	"\x04test\x18\v \x01(\bR\x04test\x12&\n" +
+	"\x0fcreated_unix_ms\x18\f \x01(\x03R\rcreatedUnixMs\x12\"\n" +
+	"\rended_unix_ms\x18\r \x01(\x03R\vendedUnixMs\"~\n" +
 	"\aRefusal\x12\x16\n" +
 	"\x06status\x18\x01 \x01(\rR\x06status\x12\x12\n" +
 	"\x04code\x18\x02 \x01(\tR\x04code\x12\x16\n" +
@@ -1805,7 +2239,7 @@ func file_webhooks_v1_command_proto_rawDescGZIP() []byte {
 	return file_webhooks_v1_command_proto_rawDescData
 }
 
-var file_webhooks_v1_command_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
+var file_webhooks_v1_command_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
 var file_webhooks_v1_command_proto_goTypes = []any{
 	(*Command)(nil),           // 0: webhooks.v1.Command
 	(*Precondition)(nil),      // 1: webhooks.v1.Precondition
@@ -1822,17 +2256,21 @@ var file_webhooks_v1_command_proto_goTypes = []any{
 	(*AdoptAccount)(nil),      // 12: webhooks.v1.AdoptAccount
 	(*RememberEvents)(nil),    // 13: webhooks.v1.RememberEvents
 	(*AccountAdopted)(nil),    // 14: webhooks.v1.AccountAdopted
-	(*ConcludeCommand)(nil),   // 15: webhooks.v1.ConcludeCommand
-	(*RememberedCommand)(nil), // 16: webhooks.v1.RememberedCommand
-	(*CommandOutcome)(nil),    // 17: webhooks.v1.CommandOutcome
-	(*Deleted)(nil),           // 18: webhooks.v1.Deleted
-	(*Refusal)(nil),           // 19: webhooks.v1.Refusal
-	(*FieldError)(nil),        // 20: webhooks.v1.FieldError
-	(*Endpoint)(nil),          // 21: webhooks.v1.Endpoint
-	(*SigningSecret)(nil),     // 22: webhooks.v1.SigningSecret
-	(*Connection)(nil),        // 23: webhooks.v1.Connection
-	(*Subscription)(nil),      // 24: webhooks.v1.Subscription
-	(*FailedInvoice)(nil),     // 25: webhooks.v1.FailedInvoice
+	(*RetryDelivery)(nil),     // 15: webhooks.v1.RetryDelivery
+	(*TestEndpoint)(nil),      // 16: webhooks.v1.TestEndpoint
+	(*CancelDelivery)(nil),    // 17: webhooks.v1.CancelDelivery
+	(*ConcludeCommand)(nil),   // 18: webhooks.v1.ConcludeCommand
+	(*RememberedCommand)(nil), // 19: webhooks.v1.RememberedCommand
+	(*CommandOutcome)(nil),    // 20: webhooks.v1.CommandOutcome
+	(*Deleted)(nil),           // 21: webhooks.v1.Deleted
+	(*Delivery)(nil),          // 22: webhooks.v1.Delivery
+	(*Refusal)(nil),           // 23: webhooks.v1.Refusal
+	(*FieldError)(nil),        // 24: webhooks.v1.FieldError
+	(*Endpoint)(nil),          // 25: webhooks.v1.Endpoint
+	(*SigningSecret)(nil),     // 26: webhooks.v1.SigningSecret
+	(*Connection)(nil),        // 27: webhooks.v1.Connection
+	(*Subscription)(nil),      // 28: webhooks.v1.Subscription
+	(*FailedInvoice)(nil),     // 29: webhooks.v1.FailedInvoice
 }
 var file_webhooks_v1_command_proto_depIdxs = []int32{
 	1,  // 0: webhooks.v1.Command.precondition:type_name -> webhooks.v1.Precondition
@@ -1846,29 +2284,33 @@ var file_webhooks_v1_command_proto_depIdxs = []int32{
 	10, // 8: webhooks.v1.Command.delete_connection:type_name -> webhooks.v1.DeleteConnection
 	11, // 9: webhooks.v1.Command.release_account:type_name -> webhooks.v1.ReleaseAccount
 	12, // 10: webhooks.v1.Command.adopt_account:type_name -> webhooks.v1.AdoptAccount
-	15, // 11: webhooks.v1.Command.conclude_command:type_name -> webhooks.v1.ConcludeCommand
+	18, // 11: webhooks.v1.Command.conclude_command:type_name -> webhooks.v1.ConcludeCommand
 	13, // 12: webhooks.v1.Command.remember_events:type_name -> webhooks.v1.RememberEvents
 	14, // 13: webhooks.v1.Command.account_adopted:type_name -> webhooks.v1.AccountAdopted
-	21, // 14: webhooks.v1.CreateEndpoint.endpoint:type_name -> webhooks.v1.Endpoint
-	5,  // 15: webhooks.v1.UpdateEndpoint.headers:type_name -> webhooks.v1.SealedHeaders
-	22, // 16: webhooks.v1.UpdateEndpoint.secret:type_name -> webhooks.v1.SigningSecret
-	22, // 17: webhooks.v1.UpdateEndpoint.private_key:type_name -> webhooks.v1.SigningSecret
-	22, // 18: webhooks.v1.RotateSecret.secret:type_name -> webhooks.v1.SigningSecret
-	23, // 19: webhooks.v1.CreateConnection.connection:type_name -> webhooks.v1.Connection
-	24, // 20: webhooks.v1.AdoptAccount.subscriptions:type_name -> webhooks.v1.Subscription
-	25, // 21: webhooks.v1.AdoptAccount.failed_invoices:type_name -> webhooks.v1.FailedInvoice
-	17, // 22: webhooks.v1.ConcludeCommand.outcome:type_name -> webhooks.v1.CommandOutcome
-	17, // 23: webhooks.v1.RememberedCommand.outcome:type_name -> webhooks.v1.CommandOutcome
-	21, // 24: webhooks.v1.CommandOutcome.endpoint:type_name -> webhooks.v1.Endpoint
-	23, // 25: webhooks.v1.CommandOutcome.connection:type_name -> webhooks.v1.Connection
-	18, // 26: webhooks.v1.CommandOutcome.deleted:type_name -> webhooks.v1.Deleted
-	19, // 27: webhooks.v1.CommandOutcome.refusal:type_name -> webhooks.v1.Refusal
-	20, // 28: webhooks.v1.Refusal.errors:type_name -> webhooks.v1.FieldError
-	29, // [29:29] is the sub-list for method output_type
-	29, // [29:29] is the sub-list for method input_type
-	29, // [29:29] is the sub-list for extension type_name
-	29, // [29:29] is the sub-list for extension extendee
-	0,  // [0:29] is the sub-list for field type_name
+	15, // 14: webhooks.v1.Command.retry_delivery:type_name -> webhooks.v1.RetryDelivery
+	16, // 15: webhooks.v1.Command.test_endpoint:type_name -> webhooks.v1.TestEndpoint
+	17, // 16: webhooks.v1.Command.cancel_delivery:type_name -> webhooks.v1.CancelDelivery
+	25, // 17: webhooks.v1.CreateEndpoint.endpoint:type_name -> webhooks.v1.Endpoint
+	5,  // 18: webhooks.v1.UpdateEndpoint.headers:type_name -> webhooks.v1.SealedHeaders
+	26, // 19: webhooks.v1.UpdateEndpoint.secret:type_name -> webhooks.v1.SigningSecret
+	26, // 20: webhooks.v1.UpdateEndpoint.private_key:type_name -> webhooks.v1.SigningSecret
+	26, // 21: webhooks.v1.RotateSecret.secret:type_name -> webhooks.v1.SigningSecret
+	27, // 22: webhooks.v1.CreateConnection.connection:type_name -> webhooks.v1.Connection
+	28, // 23: webhooks.v1.AdoptAccount.subscriptions:type_name -> webhooks.v1.Subscription
+	29, // 24: webhooks.v1.AdoptAccount.failed_invoices:type_name -> webhooks.v1.FailedInvoice
+	20, // 25: webhooks.v1.ConcludeCommand.outcome:type_name -> webhooks.v1.CommandOutcome
+	20, // 26: webhooks.v1.RememberedCommand.outcome:type_name -> webhooks.v1.CommandOutcome
+	25, // 27: webhooks.v1.CommandOutcome.endpoint:type_name -> webhooks.v1.Endpoint
+	27, // 28: webhooks.v1.CommandOutcome.connection:type_name -> webhooks.v1.Connection
+	21, // 29: webhooks.v1.CommandOutcome.deleted:type_name -> webhooks.v1.Deleted
+	23, // 30: webhooks.v1.CommandOutcome.refusal:type_name -> webhooks.v1.Refusal
+	22, // 31: webhooks.v1.CommandOutcome.delivery:type_name -> webhooks.v1.Delivery
+	24, // 32: webhooks.v1.Refusal.errors:type_name -> webhooks.v1.FieldError
+	33, // [33:33] is the sub-list for method output_type
+	33, // [33:33] is the sub-list for method input_type
+	33, // [33:33] is the sub-list for extension type_name
+	33, // [33:33] is the sub-list for extension extendee
+	0,  // [0:33] is the sub-list for field type_name
 }
 
 func init() { file_webhooks_v1_command_proto_init() }
@@ -1892,13 +2334,17 @@ func file_webhooks_v1_command_proto_init() {
 		(*Command_ConcludeCommand)(nil),
 		(*Command_RememberEvents)(nil),
 		(*Command_AccountAdopted)(nil),
+		(*Command_RetryDelivery)(nil),
+		(*Command_TestEndpoint)(nil),
+		(*Command_CancelDelivery)(nil),
 	}
 	file_webhooks_v1_command_proto_msgTypes[4].OneofWrappers = []any{}
-	file_webhooks_v1_command_proto_msgTypes[17].OneofWrappers = []any{
+	file_webhooks_v1_command_proto_msgTypes[20].OneofWrappers = []any{
 		(*CommandOutcome_Endpoint)(nil),
 		(*CommandOutcome_Connection)(nil),
 		(*CommandOutcome_Deleted)(nil),
 		(*CommandOutcome_Refusal)(nil),
+		(*CommandOutcome_Delivery)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -1906,7 +2352,7 @@ func file_webhooks_v1_command_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_webhooks_v1_command_proto_rawDesc), len(file_webhooks_v1_command_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   21,
+			NumMessages:   25,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -157,7 +157,8 @@ func (x *OutboundEvent) GetBody() []byte {
 	return nil
 }
 
-// Deliveries is the value of the topic `deliveries`: one event and the endpoints of one partition that want it.
+// Deliveries is the value of the topic `deliveries`: one event and the endpoints of one partition that want it. A record
+// whose ce_type is `command` is a Command instead.
 type Deliveries struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Event *OutboundEvent         `protobuf:"bytes,1,opt,name=event,proto3" json:"event,omitempty"`

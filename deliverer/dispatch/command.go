@@ -1,0 +1,119 @@
+package dispatch
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/betterdata/webhooks/internal/cloudevent"
+	"github.com/betterdata/webhooks/internal/httpapi"
+	"github.com/betterdata/webhooks/internal/id"
+	"github.com/betterdata/webhooks/internal/resource"
+	"github.com/betterdata/webhooks/internal/stream"
+	"github.com/betterdata/webhooks/schemas"
+	webhooksv1 "github.com/betterdata/webhooks/schemas/webhooks/v1"
+)
+
+// command takes a command on the deliveries of an endpoint. Its record is done with the transaction that takes it, whatever
+// it asks for: none holds up the partition.
+func (t *task) command(tx *stream.Tx, in *kgo.Record) error {
+	// Tracked, so that a new owner who is given it again does not carry it out twice.
+	p := tx.Track(1)
+	t.opened(p, 1)
+	if p.Done(0) {
+		return nil
+	}
+	tx.Finish(p, 0)
+	cmd := new(webhooksv1.Command)
+	if err := readCommand(in.Value, cmd); err != nil {
+		t.emitUnreadable(tx, in, err)
+		return nil
+	}
+	t.now = tx.Now()
+	return t.carryOut(tx, cmd)
+}
+
+func readCommand(value []byte, cmd *webhooksv1.Command) error {
+	err := proto.Unmarshal(value, cmd)
+	switch {
+	case err != nil:
+		return fmt.Errorf("decode command: %w", err)
+	case cmd.GetId() == "":
+		return errors.New("a command without an id")
+	case !id.ValidOrg(cmd.GetOrganizationId()):
+		return errors.New("a command without an organization")
+	}
+	return nil
+}
+
+// carryOut does what a command asks for and answers it.
+func (t *task) carryOut(tx *stream.Tx, cmd *webhooksv1.Command) error {
+	return t.refuse(tx, cmd, httpapi.NewProblem(http.StatusBadRequest, "unknown_command", "This version does not know the command."))
+}
+
+func (t *task) refuse(tx *stream.Tx, cmd *webhooksv1.Command, problem *httpapi.Problem) error {
+	return t.answer(tx, cmd, &webhooksv1.CommandOutcome{
+		Result: &webhooksv1.CommandOutcome_Refusal{Refusal: resource.Refusal(problem)},
+	})
+}
+
+// answer writes what came of a command. One with an Idempotency-Key came from its organization's owner, who remembers
+// and answers it.
+func (t *task) answer(tx *stream.Tx, cmd *webhooksv1.Command, outcome *webhooksv1.CommandOutcome) error {
+	outcome.CommandId = cmd.GetId()
+	t.answered = append(t.answered, answered{cmd, outcome})
+	org := cmd.GetOrganizationId()
+	if cmd.GetIdempotencyKey() != nil {
+		r, err := cloudevent.Conclusion(cmd, outcome, tx.Now())
+		if err != nil {
+			return err
+		}
+		tx.Emit(schemas.Inbound, org, r)
+		return nil
+	}
+	value, err := proto.Marshal(outcome)
+	if err != nil {
+		return fmt.Errorf("encode outcome of command %s: %w", cmd.GetId(), err)
+	}
+	tx.Emit(schemas.CommandOutcomes, org, &kgo.Record{Key: []byte(cmd.GetId()), Value: value})
+	return nil
+}
+
+// answered is a command that the open transaction answers.
+type answered struct {
+	cmd     *webhooksv1.Command
+	outcome *webhooksv1.CommandOutcome
+}
+
+// reportAnswers counts and logs what a durable transaction said of commands.
+func (t *task) reportAnswers() {
+	for _, a := range t.answered {
+		result := "done"
+		refusal := a.outcome.GetRefusal()
+		if refusal != nil {
+			result = "refused"
+		}
+		name := commandName(a.cmd)
+		t.d.metrics.commands.WithLabelValues(name, result).Inc()
+		t.log.Info("command answered", "org", a.cmd.GetOrganizationId(), "command", a.cmd.GetId(), "action", name,
+			"result", result, "code", refusal.GetCode())
+	}
+}
+
+// commandNames are the labels of commands.
+var commandNames = []string{"retry", "test", "cancel", "unknown"}
+
+func commandName(cmd *webhooksv1.Command) string {
+	switch cmd.GetAction().(type) {
+	case *webhooksv1.Command_RetryDelivery:
+		return "retry"
+	case *webhooksv1.Command_TestEndpoint:
+		return "test"
+	case *webhooksv1.Command_CancelDelivery:
+		return "cancel"
+	}
+	return "unknown"
+}
