@@ -31,13 +31,22 @@ func (b *budget) used() bool { return b.events >= maxHandedOn || b.bytes >= maxH
 
 func heldPrefix(account string) []byte { return []byte(account + "/") }
 
+// keep holds an event that waits for its account: to be connected, or to be handed over.
+func (u unit) keep(in *kgo.Record, e *event) error {
+	if err := u.hold(in, e); err != nil {
+		return err
+	}
+	return u.row(e.key(), e.row("", schemas.OutcomeUnrouted, ""))
+}
+
 // hold keeps an event behind those of its account that are held already.
-func (u unit) hold(in *kgo.Record, account string) error {
+func (u unit) hold(in *kgo.Record, e *event) error {
+	u.counts[resultHeld]++
 	held := &webhooksv1.HeldEvent{Body: in.Value}
 	for _, h := range in.Headers {
 		held.Headers = append(held.Headers, &webhooksv1.Header{Key: []byte(h.Key), Value: h.Value})
 	}
-	return u.put(schemas.UnroutedHeld, fmt.Sprintf("%s%0*d", heldPrefix(account), sequenceDigits, in.Offset), held)
+	return u.put(schemas.UnroutedHeld, fmt.Sprintf("%s%0*d", heldPrefix(e.key()), sequenceDigits, in.Offset), held)
 }
 
 // goOn hands on what is held of a connected account, in order, as far as the transaction's budget goes. With the last
@@ -52,9 +61,7 @@ func (u unit) goOn(account string) error {
 		delete(u.handingOn, account)
 		return nil
 	}
-	if holders, err := u.holders(account); err != nil {
-		return err
-	} else if len(holders.HandingOver) > 0 {
+	if u.closed.has(account) {
 		u.rest(account)
 		return nil
 	}

@@ -16,10 +16,19 @@ const holdersPrefix = "!holders/"
 func (u unit) holders(account string) (*webhooksv1.AccountHolders, error) {
 	holders := &webhooksv1.AccountHolders{}
 	_, err := u.get(schemas.UnroutedHeld, holdersPrefix+account, holders)
+	aligned(holders)
 	return holders, err
 }
 
+// aligned gives a hand-over that was noted without its beginning the earliest there is.
+func aligned(holders *webhooksv1.AccountHolders) {
+	for len(holders.SinceUnixMs) < len(holders.HandingOver) {
+		holders.SinceUnixMs = slices.Insert(holders.SinceUnixMs, 0, 0)
+	}
+}
+
 func (u unit) putHolders(account string, holders *webhooksv1.AccountHolders) error {
+	u.closed.note(account, holders)
 	if proto.Size(holders) == 0 {
 		u.tx.Delete(schemas.UnroutedHeld, []byte(holdersPrefix+account))
 		return nil
@@ -33,7 +42,7 @@ func (u unit) await(account string) error {
 	if err != nil {
 		return err
 	}
-	holders.HandingOver = append(holders.HandingOver, u.order)
+	holders.HandingOver, holders.SinceUnixMs = append(holders.HandingOver, u.order), append(holders.SinceUnixMs, u.tx.Now().UnixMilli())
 	u.tx.Delete(schemas.Routes, []byte(account))
 	return u.putHolders(account, holders)
 }
@@ -75,7 +84,13 @@ func (u unit) adopted(a *webhooksv1.AccountAdopted) error {
 	if at < 0 {
 		return nil
 	}
+	return u.ended(account, holders, at)
+}
+
+// ended takes one hand-over from those that an account waits for.
+func (u unit) ended(account string, holders *webhooksv1.AccountHolders, at int) error {
 	holders.HandingOver = slices.Delete(holders.HandingOver, at, at+1)
+	holders.SinceUnixMs = slices.Delete(holders.SinceUnixMs, at, at+1)
 	if err := u.putHolders(account, holders); err != nil || len(holders.HandingOver) > 0 {
 		return err
 	}

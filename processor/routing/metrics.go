@@ -19,6 +19,9 @@ var resultNames = [results]string{"held", "forwarded", "handed_on", "learned", "
 
 type metrics struct {
 	events [results]prometheus.Counter
+	// handingOver counts accounts, overdue hand-overs.
+	handingOver prometheus.Gauge
+	overdue     prometheus.Counter
 }
 
 func newMetrics(reg prometheus.Registerer) *metrics {
@@ -26,11 +29,20 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		Name: "webhooks_router_events_total",
 		Help: "Events of accounts without a route, by what became of them. A held event counts again when it is handed on.",
 	}, []string{"result"})
-	m := &metrics{}
+	m := &metrics{
+		handingOver: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "webhooks_router_handing_over",
+			Help: "Accounts whose events wait until one organization has handed them over to another. It takes seconds.",
+		}),
+		overdue: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "webhooks_router_hand_overs_overdue_total",
+			Help: "Hand-overs of accounts that were not heard of for hours and are waited for no more.",
+		}),
+	}
 	for r, name := range resultNames {
 		m.events[r] = events.WithLabelValues(name)
 	}
-	reg.MustRegister(events)
+	reg.MustRegister(events, m.handingOver, m.overdue)
 	return m
 }
 

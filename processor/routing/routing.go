@@ -8,7 +8,7 @@
 //
 //	no connection             an event of a handled type is held; of another type, recorded as ignored
 //	connection, no route      held events are being handed on, or one organization hands the account over to another;
-//	                          what comes meanwhile is held behind them
+//	                          what comes meanwhile is held behind them, for some hours at most
 //	connection and route      what still comes here, from an edge that has not seen the route, is forwarded
 //
 // Organizations are told, by commands on their own topic and ahead of the events, when an account becomes theirs and
@@ -76,10 +76,15 @@ type task struct {
 	partition *stream.Partition
 	// handingOn are the accounts that are connected and still have held events to be handed on: a copy of the markers in the store.
 	handingOn map[string]bool
+	// closed are those that wait to be handed over, shown how many of them the metric has.
+	closed closed
+	shown  int
 	// spent is what the open transaction has handed on.
 	spent budget
 	// counts are the results of the open transaction, which become metrics once it is committed.
 	counts [results]int
+	// overdue counts the hand-overs that the open transaction has given up.
+	overdue int
 }
 
 func newTask(r *Router, p *stream.Partition) (*task, error) {
@@ -87,13 +92,14 @@ func newTask(r *Router, p *stream.Partition) (*task, error) {
 	if err := t.recall(); err != nil {
 		return nil, err
 	}
-	if len(t.handingOn) > 0 {
+	if len(t.handingOn)+len(t.closed.since) > 0 {
 		p.Wake()
 	}
+	t.show(len(t.closed.since))
 	return t, nil
 }
 
-// recall reads whose held events are being handed on, from what is committed.
+// recall reads whose held events are being handed on, and which accounts wait to be handed over, from what is committed.
 func (t *task) recall() error {
 	t.handingOn = map[string]bool{}
 	err := t.partition.ReadScan(schemas.UnroutedHeld, []byte(handingOnPrefix), nil, func(key, _ []byte) bool {
@@ -103,7 +109,19 @@ func (t *task) recall() error {
 	if err != nil {
 		return fmt.Errorf("find the accounts whose held events are being handed on: %w", err)
 	}
+	err = t.closed.recall(func(fn func(key, value []byte) bool) error {
+		return t.partition.ReadScan(schemas.UnroutedHeld, []byte(holdersPrefix), nil, fn)
+	})
+	if err != nil {
+		return fmt.Errorf("find the accounts that are being handed over: %w", err)
+	}
 	return nil
+}
+
+// show makes the metric say that so many of the partition's accounts wait to be handed over.
+func (t *task) show(n int) {
+	t.metrics.handingOver.Add(float64(n - t.shown))
+	t.shown = n
 }
 
 // Process implements stream.Task.
@@ -116,9 +134,13 @@ func (t *task) Process(tx *stream.Tx, in *kgo.Record) error {
 	return u.event(in, &e)
 }
 
-// Advance implements stream.Task: it goes on handing on what is held, within the transaction's budget.
-func (t *task) Advance(tx *stream.Tx, _ time.Time) error {
+// Advance implements stream.Task: it ends the hand-overs that are overdue, and goes on handing on what is held, within the
+// transaction's budget.
+func (t *task) Advance(tx *stream.Tx, now time.Time) error {
 	u := unit{task: t, tx: tx}
+	if err := u.giveUp(now); err != nil {
+		return err
+	}
 	for account := range t.handingOn {
 		if t.spent.used() {
 			return nil
@@ -134,15 +156,17 @@ func (t *task) Advance(tx *stream.Tx, _ time.Time) error {
 func (t *task) Settled(committed bool) {
 	if committed {
 		t.metrics.add(&t.counts)
+		t.metrics.overdue.Add(float64(t.overdue))
+		t.show(len(t.closed.since))
 	}
-	t.spent, t.counts = budget{}, [results]int{}
+	t.spent, t.counts, t.overdue = budget{}, [results]int{}, 0
 	if !committed {
 		if err := t.recall(); err != nil {
 			// A store that cannot be read ends the session at the next call; the next owner reads its markers anew.
 			t.log.Error("router could not read its markers after an abort", "partition", t.partition.ID(), "error", err)
 		}
 	}
-	if len(t.handingOn) > 0 {
+	if len(t.handingOn) > 0 || !committed && len(t.closed.since) > 0 {
 		t.partition.Wake()
 	}
 }
@@ -151,7 +175,7 @@ func (t *task) Settled(committed bool) {
 func (t *task) Full() bool { return false }
 
 // Close implements stream.Task: nothing runs beside the calls.
-func (t *task) Close() {}
+func (t *task) Close() { t.show(0) }
 
 // Drain implements stream.Task: nothing is in flight between calls.
 func (t *task) Drain(context.Context) {}

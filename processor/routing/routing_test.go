@@ -25,15 +25,17 @@ const handled = "invoice.paid"
 // world is a router over one partition.
 type world struct {
 	*streamtest.Harness
-	t *testing.T
+	t   *testing.T
+	reg *prometheus.Registry
 }
 
 func newWorld(t *testing.T) *world {
+	reg := prometheus.NewRegistry()
 	router, err := routing.New(routing.Config{
 		Handles: func(source, eventType string) bool { return source == "stripe" && eventType == handled },
-	}, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+	}, slog.New(slog.DiscardHandler), reg)
 	require.NoError(t, err)
-	return &world{Harness: streamtest.New(t, router.Spec()), t: t}
+	return &world{Harness: streamtest.New(t, router.Spec()), t: t, reg: reg}
 }
 
 // event is a Stripe event as the edge sends it here; named is the organization that it names itself, "" for none.
@@ -376,10 +378,13 @@ func TestAMovedAccountWaitsUntilItIsHandedOver(t *testing.T) {
 	w.Process(connect("org_1", "cus_1", false))
 	moved := w.Process(connect("org_2", "cus_1", true))
 	require.Empty(t, w.route("cus_1"))
-	require.Empty(t, handedOn(w.Process(event("evt_1", "cus_1", handled, ""), event("evt_2", "cus_1", "charge.succeeded", ""))))
+	out := w.Process(event("evt_1", "cus_1", handled, ""), event("evt_2", "cus_1", "charge.succeeded", ""))
+	require.Empty(t, handedOn(out))
+	require.Equal(t, []string{"evt_1 unrouted ", "evt_2 unrouted "}, w.rows(out))
 	w.Crash()
-	require.False(t, w.Woken(), "there is nothing to do")
-	out := w.handOver(moved)
+	require.Empty(t, w.Advance(w.Now), "there is nothing to do")
+	require.False(t, w.Woken())
+	out = w.handOver(moved)
 	require.Equal(t, []string{"org_2 evt_1 held", "org_2 evt_2 held"}, handedOn(out))
 	require.Equal(t, "org_2", w.route("cus_1"))
 	require.Empty(t, out.Topic(schemas.CommandOutcomes))

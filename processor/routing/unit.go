@@ -60,11 +60,7 @@ func (u unit) event(in *kgo.Record, e *event) error {
 	if e.named != "" {
 		return u.learnFirst(in, e)
 	}
-	u.counts[resultHeld]++
-	if err := u.hold(in, account); err != nil {
-		return err
-	}
-	return u.row(account, e.row("", schemas.OutcomeUnrouted, ""))
+	return u.keep(in, e)
 }
 
 // connected forwards a straggler, or holds it while earlier ones are being handed on. What was learnt is learnt anew
@@ -77,9 +73,11 @@ func (u unit) connected(in *kgo.Record, e *event, connection *webhooksv1.Connect
 	if err != nil {
 		return err
 	}
-	if !live {
-		u.counts[resultHeld]++
-		return u.hold(in, e.key())
+	switch {
+	case u.closed.has(e.key()):
+		return u.keep(in, e)
+	case !live:
+		return u.hold(in, e)
 	}
 	u.counts[resultForwarded]++
 	u.forward(connection.OrganizationId, in.Value, in.Headers)
@@ -132,19 +130,15 @@ func (u unit) learn(in *kgo.Record, e *event, holder string) error {
 	if err := u.tell(&webhooksv1.Command{Id: e.eventID}, learned, holder); err != nil {
 		return err
 	}
-	holders, err := u.holders(account)
-	if err != nil {
-		return err
-	}
-	if len(holders.HandingOver) > 0 {
-		return u.hold(in, account)
+	if u.closed.has(account) {
+		return u.keep(in, e)
 	}
 	more, err := u.handOn(account, learned)
 	if err != nil {
 		return err
 	}
 	if more {
-		if err := u.hold(in, account); err != nil {
+		if err := u.hold(in, e); err != nil {
 			return err
 		}
 		u.postpone(account)

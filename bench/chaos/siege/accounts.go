@@ -46,7 +46,9 @@ func (a *account) apply(r *kgo.Record) error {
 		}
 		if adopted := cmd.GetAccountAdopted(); adopted != nil {
 			a.answers++
-			a.handingOver = slices.DeleteFunc(a.handingOver, func(order int64) bool { return order == adopted.Order })
+			if at := slices.Index(a.handingOver, adopted.Order); at >= 0 {
+				a.handingOver = slices.Delete(a.handingOver, at, at+1)
+			}
 			a.handOn()
 			return nil
 		}
@@ -60,8 +62,7 @@ func (a *account) apply(r *kgo.Record) error {
 	event, row := header(schemas.HeaderEventID), a.row(header, r)
 	switch named := header(schemas.HeaderNamedOrganization); {
 	case a.connection != nil:
-		a.held = append(a.held, event)
-		a.handOn()
+		a.hold(event, row)
 	case !billing.Handles(header(schemas.HeaderType)):
 		row.Outcome, row.Reason = schemas.OutcomeIgnored, "unhandled_type"
 		a.rows = append(a.rows, canonical(row))
@@ -74,11 +75,18 @@ func (a *account) apply(r *kgo.Record) error {
 		a.held = append(a.held, event)
 		a.handOn()
 	default:
-		a.held = append(a.held, event)
+		a.hold(event, row)
+	}
+	return nil
+}
+
+// hold lets an event wait where it has to, and says so.
+func (a *account) hold(event string, row *webhooksv1.InboundRow) {
+	a.held = append(a.held, event)
+	if a.handOn(); len(a.held) > 0 {
 		row.Outcome = schemas.OutcomeUnrouted
 		a.rows = append(a.rows, canonical(row))
 	}
-	return nil
 }
 
 func (a *account) tell(org string, what ...string) { a.told[org] = append(a.told[org], what...) }

@@ -190,8 +190,10 @@ type AccountHolders struct {
 	// The organization that was connected last, while none is: it keeps what it knows of the account until another one is
 	// connected.
 	LastOrganizationId string `protobuf:"bytes,2,opt,name=last_organization_id,json=lastOrganizationId,proto3" json:"last_organization_id,omitempty"`
-	unknownFields      protoimpl.UnknownFields
-	sizeCache          protoimpl.SizeCache
+	// When each hand-over began, in the order of handing_over.
+	SinceUnixMs   []int64 `protobuf:"varint,3,rep,packed,name=since_unix_ms,json=sinceUnixMs,proto3" json:"since_unix_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *AccountHolders) Reset() {
@@ -236,6 +238,13 @@ func (x *AccountHolders) GetLastOrganizationId() string {
 		return x.LastOrganizationId
 	}
 	return ""
+}
+
+func (x *AccountHolders) GetSinceUnixMs() []int64 {
+	if x != nil {
+		return x.SinceUnixMs
+	}
+	return nil
 }
 
 // HeldEvent is a verified event that waits for its account to be connected. Value of the private store
@@ -362,10 +371,11 @@ const file_webhooks_v1_connection_proto_rawDesc = "" +
 	"\x0fcreated_unix_ms\x18\b \x01(\x03R\rcreatedUnixMs\"J\n" +
 	"\x05Route\x12'\n" +
 	"\x0forganization_id\x18\x01 \x01(\tR\x0eorganizationId\x12\x18\n" +
-	"\alearned\x18\x02 \x01(\bR\alearned\"e\n" +
+	"\alearned\x18\x02 \x01(\bR\alearned\"\x89\x01\n" +
 	"\x0eAccountHolders\x12!\n" +
 	"\fhanding_over\x18\x01 \x03(\x03R\vhandingOver\x120\n" +
-	"\x14last_organization_id\x18\x02 \x01(\tR\x12lastOrganizationId\"N\n" +
+	"\x14last_organization_id\x18\x02 \x01(\tR\x12lastOrganizationId\x12\"\n" +
+	"\rsince_unix_ms\x18\x03 \x03(\x03R\vsinceUnixMs\"N\n" +
 	"\tHeldEvent\x12\x12\n" +
 	"\x04body\x18\x01 \x01(\fR\x04body\x12-\n" +
 	"\aheaders\x18\x02 \x03(\v2\x13.webhooks.v1.HeaderR\aheaders\"?\n" +
