@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
 	"os/signal"
 	"syscall"
 	"time"
@@ -14,6 +13,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/betterdata/webhooks/bench/chaos/fire"
 	"github.com/betterdata/webhooks/internal/clickhouse"
 	"github.com/betterdata/webhooks/internal/httpapi"
 	"github.com/betterdata/webhooks/internal/kafka"
@@ -26,7 +26,7 @@ import (
 )
 
 // childVariable names the environment variable that makes a process an instance.
-const childVariable = "BENCH_CHAOS_CHILD"
+const childVariable = "BENCH_CHAOS_PROCESSOR"
 
 // endpointsPerOrg and adminKey are settings of the instances. Nobody asks them anything.
 const (
@@ -50,21 +50,13 @@ type child struct {
 // Child runs an instance of the processor when this process was started to be one. A program, or a test's main, that
 // calls Run asks this first.
 func Child() (exit int, is bool) {
-	encoded, is := os.LookupEnv(childVariable)
-	if !is {
-		return 0, false
-	}
-	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelInfo})).With("pid", os.Getpid())
-	var c child
-	err := json.Unmarshal([]byte(encoded), &c)
-	if err == nil {
-		err = c.run(log)
-	}
-	if err != nil {
-		log.Error("the instance has failed", "error", err)
-		return 1, true
-	}
-	return 0, true
+	return fire.Child(childVariable, func(told []byte, log *slog.Logger) error {
+		var c child
+		if err := json.Unmarshal(told, &c); err != nil {
+			return err
+		}
+		return c.run(log)
+	})
 }
 
 // run is the processor as its service puts it together, without the parts that answer requests. ClickHouse is away: the

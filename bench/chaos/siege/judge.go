@@ -11,7 +11,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 	"google.golang.org/protobuf/proto"
 
-	"github.com/betterdata/webhooks/internal/kafka"
+	"github.com/betterdata/webhooks/bench/chaos/fire"
 	"github.com/betterdata/webhooks/processor/commands"
 	"github.com/betterdata/webhooks/processor/dedupe"
 	"github.com/betterdata/webhooks/processor/plans"
@@ -414,8 +414,8 @@ func canonicalDeliveries(d *webhooksv1.Deliveries) string {
 }
 
 // logOf reads a cluster.
-func logOf(ctx context.Context, cluster kafka.Config) log {
+func logOf(ctx context.Context, cluster *fire.Cluster) log {
 	return func(topic string, partition int32) ([]*kgo.Record, error) {
-		return readAll(ctx, cluster, topic, partition)
+		return cluster.ReadAll(ctx, topic, partition)
 	}
 }

@@ -9,18 +9,18 @@ import (
 	"strings"
 	"time"
 
-	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
-	"github.com/twmb/franz-go/pkg/kmsg"
 
-	"github.com/betterdata/webhooks/internal/kafka"
+	"github.com/betterdata/webhooks/bench/chaos/fire"
 	"github.com/betterdata/webhooks/schemas"
 )
 
 // Report is what a run has shown.
 type Report struct {
 	Seed uint64
-	Counts
+	fire.Counts
+	// InTimer is how many of the freezes met the output of a timer in the open transaction.
+	InTimer int
 	*verdict
 	// Under is how long there was fire, Drained how long it took from its end until everything was taken.
 	Under, Drained time.Duration
@@ -90,11 +90,11 @@ func (r *Report) printDifferences(p func(string, ...any)) {
 }
 
 // abortedTimers counts the outputs of timers that are on the log and that no read committed reader sees.
-func abortedTimers(ctx context.Context, cluster kafka.Config) (n int, err error) {
+func abortedTimers(ctx context.Context, cluster *fire.Cluster) (n int, err error) {
 	for p := range cluster.Partitions {
 		for _, level := range []kgo.IsolationLevel{kgo.ReadUncommitted(), kgo.ReadCommitted()} {
 			sign := map[bool]int{true: -1, false: 1}[level == kgo.ReadCommitted()]
-			err := read(ctx, cluster, level, schemas.Events, p, 0, func(r *kgo.Record) bool {
+			err := cluster.Read(ctx, level, schemas.Events, p, 0, func(r *kgo.Record) bool {
 				if isTimers(r) {
 					n += sign
 				}
@@ -106,43 +106,4 @@ func abortedTimers(ctx context.Context, cluster kafka.Config) (n int, err error)
 		}
 	}
 	return n, nil
-}
-
-// offsetsTopic is where the coordinators of groups keep what they know.
-const offsetsTopic = "__consumer_offsets"
-
-// groupMetadata is the version of the keys under which they keep a group.
-const groupMetadata = 2
-
-// rebalances are the groups' last generations.
-func rebalances(ctx context.Context, cluster kafka.Config) (map[string]int32, error) {
-	client, err := kgo.NewClient(kgo.SeedBrokers(cluster.Brokers...))
-	if err != nil {
-		return nil, err
-	}
-	defer client.Close()
-	topics, err := kadm.NewClient(client).ListTopicsWithInternal(ctx, offsetsTopic)
-	if err != nil {
-		return nil, fmt.Errorf("look up %s: %w", offsetsTopic, err)
-	}
-	of := map[string]int32{}
-	whole := cluster
-	whole.TopicPrefix = ""
-	for p := range topics[offsetsTopic].Partitions {
-		err := read(ctx, whole, kgo.ReadCommitted(), offsetsTopic, p, 0, func(r *kgo.Record) bool {
-			var key kmsg.GroupMetadataKey
-			var value kmsg.GroupMetadataValue
-			if key.ReadFrom(r.Key) != nil || key.Version != groupMetadata || value.ReadFrom(r.Value) != nil {
-				return true
-			}
-			if name, ours := strings.CutPrefix(key.Group, cluster.TopicPrefix); ours && slices.Contains(groups, name) {
-				of[name] = max(of[name], value.Generation)
-			}
-			return true
-		})
-		if err != nil {
-			return nil, err
-		}
-	}
-	return of, nil
 }

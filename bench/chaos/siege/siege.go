@@ -1,8 +1,8 @@
 // Package siege runs several processes of the processor on a real Kafka, breaks them and it while they work, and judges
 // what has become of every input. The program bench/chaos is its command line, its own test a minute of it.
 //
-// How it goes: load writes the lives of some thousands of organizations, as edges would; faults kills, freezes, adds and
-// removes the instances (herd, each this program again, running the whole processor with a state folder of its own) and
+// How it goes: load writes the lives of some thousands of organizations, as edges would; package fire kills, freezes, adds
+// and removes the instances (each this program again, running the whole processor with a state folder of its own) and
 // kills brokers; watch sees from outside how fast rows become visible. When the fire is over and everything has been
 // taken, judge reads every topic as a read committed reader and compares it, record by record, with what a model makes of
 // the inputs in the order in which they stand on the log: one thread, the pure domain, nothing of the runtime.
@@ -21,11 +21,14 @@ import (
 	"math/rand/v2"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
+	"github.com/betterdata/webhooks/bench/chaos/fire"
 	"github.com/betterdata/webhooks/internal/kafka"
 	"github.com/betterdata/webhooks/internal/seal"
 	"github.com/betterdata/webhooks/internal/testenv"
+	"github.com/betterdata/webhooks/schemas"
 )
 
 // Config is a run.
@@ -56,13 +59,17 @@ const drainWithin = 4 * time.Minute
 // run is one under way.
 type run struct {
 	Config
-	cluster kafka.Config
+	cluster *fire.Cluster
 	keys    *seal.Keyring
 	load    *load
 	watch   *watch
-	herd    *herd
+	herd    *fire.Herd
 	report  *Report
+	inTimer atomic.Int64
 }
+
+// groups are the task groups under fire, in the order that events flow.
+var groups = []string{schemas.GroupRouter, schemas.GroupInbound, schemas.GroupFanOut}
 
 // Run makes topics, lets the siege go on and judges. An error is what kept it from a judgement; what it judges is in the
 // report.
@@ -72,11 +79,11 @@ func Run(ctx context.Context, cfg Config) (report *Report, err error) {
 			return nil, err
 		}
 	}
-	cluster := kafka.Config{
+	topics := kafka.Config{
 		Brokers: cfg.Brokers.Addrs(), TopicPrefix: fmt.Sprintf("chaos-%d.", time.Now().UnixNano()), Partitions: cfg.Partitions,
 		ReplicationFactor: int16(len(cfg.Brokers.Brokers)),
 	}
-	if err := kafka.EnsureTopics(ctx, cluster, slog.New(slog.DiscardHandler)); err != nil {
+	if err := kafka.EnsureTopics(ctx, topics, slog.New(slog.DiscardHandler)); err != nil {
 		return nil, err
 	}
 	secretsKey := seal.NewKey()
@@ -84,17 +91,21 @@ func Run(ctx context.Context, cfg Config) (report *Report, err error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &run{Config: cfg, cluster: cluster, keys: keys, report: &Report{Seed: cfg.Seed}}
-	r.herd = &herd{cluster: cluster, secretsKey: secretsKey, logs: cfg.Logs}
-	defer func() { err = errors.Join(err, r.herd.close()) }()
-	if r.load, err = newLoad(cluster, cfg.Orgs, cfg.Seed); err != nil {
+	cluster, err := fire.NewCluster(topics)
+	if err != nil {
+		return nil, err
+	}
+	defer cluster.Close()
+	r := &run{Config: cfg, cluster: cluster, keys: keys, report: &Report{Seed: cfg.Seed}, watch: newWatch(cluster)}
+	r.herd = &fire.Herd{
+		Groups: groups, Variable: childVariable, Logs: cfg.Logs,
+		Tell: func(in *fire.Instance) any { return child{Kafka: topics, StateDir: in.State, SecretsKey: secretsKey} },
+	}
+	defer func() { err = errors.Join(err, r.herd.Close()) }()
+	if r.load, err = newLoad(topics, cfg.Orgs, cfg.Seed); err != nil {
 		return nil, err
 	}
 	defer r.load.client.Close()
-	if r.watch, err = newWatch(cluster); err != nil {
-		return nil, err
-	}
-	defer r.watch.close()
 	watching, stop := context.WithCancel(ctx)
 	var watched sync.WaitGroup
 	var watchErr error
@@ -111,7 +122,7 @@ func Run(ctx context.Context, cfg Config) (report *Report, err error) {
 // fight is everything up to the judgement.
 func (r *run) fight(ctx context.Context) error {
 	for range r.Instances {
-		if err := r.herd.add(ctx); err != nil {
+		if err := r.herd.Add(ctx); err != nil {
 			return err
 		}
 	}
@@ -122,21 +133,21 @@ func (r *run) fight(ctx context.Context) error {
 		return err
 	}
 	r.report.Peace = r.saturate(ctx, r.Peace)
-	fire := &faults{
-		herd: r.herd, watch: r.watch, brokers: r.Brokers, rng: rand.New(rand.NewPCG(r.Seed, 0)),
-		interval: r.Interval, killsOnly: r.KillsOnly, out: r.Out, began: time.Now(),
+	faults := &fire.Faults{
+		Herd: r.herd, Cluster: r.cluster, Brokers: r.Brokers, Rand: rand.New(rand.NewPCG(r.Seed, 0)),
+		Interval: r.Interval, KeepState: r.KillsOnly, Out: r.Out, Began: time.Now(),
 	}
 	r.watch.ignite()
 	burning, over := context.WithTimeout(ctx, r.Saturated+r.Steady)
 	defer over()
 	var burnt sync.WaitGroup
 	var err error
-	burnt.Go(func() { err = fire.run(ctx, r.Saturated+r.Steady) })
+	burnt.Go(func() { err = faults.Run(ctx, r.Saturated+r.Steady, r.deck(faults)) })
 	r.report.Fire = r.saturate(burning, r.Saturated)
 	r.watch.time()
 	r.load.steady(burning, r.Rate)
 	burnt.Wait()
-	r.report.Counts, r.report.Under = fire.counts, time.Since(fire.began)
+	r.report.Counts, r.report.InTimer, r.report.Under = faults.Counts(), int(r.inTimer.Load()), time.Since(faults.Began)
 	if err != nil {
 		return err
 	}
@@ -154,7 +165,7 @@ func (r *run) fight(ctx context.Context) error {
 	if err := r.await(ctx, "every instance to be a member again", r.assembled); err != nil {
 		return err
 	}
-	return r.herd.end()
+	return r.herd.End()
 }
 
 // warmUp loads until every partition has been worked on for a while.
@@ -190,34 +201,10 @@ func (r *run) saturate(ctx context.Context, d time.Duration) (rowsASecond float6
 }
 
 // assembled says which group does not have every instance for a member.
-func (r *run) assembled(ctx context.Context) (string, error) {
-	for _, group := range groups {
-		members, err := r.watch.members(ctx, group)
-		if err != nil {
-			return "", err
-		}
-		if len(members) != r.herd.size() {
-			return fmt.Sprintf("group %s has %d members of %d", group, len(members), r.herd.size()), nil
-		}
-	}
-	return "", nil
-}
+func (r *run) assembled(ctx context.Context) (string, error) { return r.cluster.Assembled(ctx, r.herd) }
 
-// await asks again and again until nothing is missing.
 func (r *run) await(ctx context.Context, what string, missing func(context.Context) (string, error)) error {
-	ctx, cancel := context.WithTimeout(ctx, drainWithin)
-	defer cancel()
-	for {
-		left, err := missing(ctx)
-		if left == "" && err == nil {
-			return nil
-		}
-		select {
-		case <-ctx.Done():
-			return errors.Join(fmt.Errorf("waited %s for %s: %s", drainWithin, what, left), err, r.herd.lastWords())
-		case <-time.After(200 * time.Millisecond):
-		}
-	}
+	return r.herd.Await(ctx, drainWithin, what, missing)
 }
 
 // judge compares, once nobody writes any more.
@@ -233,6 +220,6 @@ func (r *run) judge(ctx context.Context) error {
 	if r.report.Aborted, err = abortedTimers(ctx, r.cluster); err != nil {
 		return err
 	}
-	r.report.Rebalances, err = rebalances(ctx, r.cluster)
+	r.report.Rebalances, err = r.cluster.Rebalances(ctx, groups)
 	return err
 }

@@ -4,18 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
-	"github.com/twmb/franz-go/pkg/kadm"
-	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"google.golang.org/protobuf/proto"
 
-	"github.com/betterdata/webhooks/internal/kafka"
+	"github.com/betterdata/webhooks/bench/chaos/fire"
 	"github.com/betterdata/webhooks/schemas"
 	webhooksv1 "github.com/betterdata/webhooks/schemas/webhooks/v1"
 )
@@ -23,9 +20,7 @@ import (
 // watch sees from outside how far the processors have come: what they have committed, and what a read committed reader
 // sees, and when.
 type watch struct {
-	cluster kafka.Config
-	client  *kgo.Client
-	adm     *kadm.Client
+	cluster *fire.Cluster
 
 	// taken is what the group inbound has committed, by partition.
 	taken []atomic.Int64
@@ -51,19 +46,15 @@ type place struct {
 	offset    int64
 }
 
-func newWatch(cluster kafka.Config) (*watch, error) {
-	client, err := kgo.NewClient(kafka.Options(cluster, slog.New(slog.DiscardHandler))...)
-	if err != nil {
-		return nil, err
-	}
+func newWatch(cluster *fire.Cluster) *watch {
 	w := &watch{
-		cluster: cluster, client: client, adm: kadm.NewClient(client), taken: make([]atomic.Int64, cluster.Partitions),
+		cluster: cluster, taken: make([]atomic.Int64, cluster.Partitions),
 		moved: make([]time.Time, cluster.Partitions), due: map[string]int64{}, timers: map[int64]place{},
 	}
 	for p := range w.moved {
 		w.moved[p] = time.Now()
 	}
-	return w, nil
+	return w
 }
 
 // run looks until ctx ends.
@@ -90,7 +81,7 @@ func (w *watch) sample(ctx context.Context, l *load) {
 		case <-tick.C:
 		}
 		ask, cancel := context.WithTimeout(ctx, time.Second)
-		offsets, err := w.adm.FetchOffsets(ask, w.cluster.Topic(schemas.GroupInbound))
+		offsets, err := w.cluster.Admin.FetchOffsets(ask, w.cluster.Topic(schemas.GroupInbound))
 		cancel()
 		if err != nil {
 			continue
@@ -108,31 +99,15 @@ func (w *watch) sample(ctx context.Context, l *load) {
 	}
 }
 
-// tail reads topics from their beginning until ctx ends.
+// tail reads topics from their beginning until ctx ends. fn holds the lock.
 func (w *watch) tail(
 	ctx context.Context, level kgo.IsolationLevel, fn func(topic string, r *kgo.Record, now time.Time), topics ...string,
 ) error {
-	names := map[string]string{}
-	var full []string
-	for _, topic := range topics {
-		names[w.cluster.Topic(topic)] = topic
-		full = append(full, w.cluster.Topic(topic))
-	}
-	client, err := kgo.NewClient(append(kafka.Options(w.cluster, slog.New(slog.DiscardHandler)),
-		kgo.ConsumeTopics(full...), kgo.FetchIsolationLevel(level), kgo.ConsumeStartOffset(kgo.NewOffset().AtStart()),
-		kgo.FetchMaxWait(50*time.Millisecond))...)
-	if err != nil {
-		return fmt.Errorf("watch %v: %w", topics, err)
-	}
-	defer client.Close()
-	for ctx.Err() == nil {
-		fetches := client.PollFetches(ctx)
-		now := time.Now()
+	return w.cluster.Tail(ctx, level, func(topic string, r *kgo.Record, now time.Time) {
 		w.mu.Lock()
-		fetches.EachRecord(func(r *kgo.Record) { fn(names[r.Topic], r, now) })
-		w.mu.Unlock()
-	}
-	return nil
+		defer w.mu.Unlock()
+		fn(topic, r, now)
+	}, topics...)
 }
 
 // seen is told what a read committed reader sees.
@@ -224,7 +199,7 @@ var inputs = []string{schemas.InboundUnrouted, schemas.Inbound, schemas.Events}
 func (w *watch) left(ctx context.Context) (string, error) {
 	var at string
 	for i, input := range inputs {
-		offsets, err := w.adm.FetchOffsets(ctx, w.cluster.Topic(groups[i]))
+		offsets, err := w.cluster.Admin.FetchOffsets(ctx, w.cluster.Topic(groups[i]))
 		if err != nil {
 			return "", fmt.Errorf("see how far %s is: %w", groups[i], err)
 		}
@@ -236,7 +211,7 @@ func (w *watch) left(ctx context.Context) (string, error) {
 			at += fmt.Sprintf("%d ", taken)
 			// No group commits beyond the markers at the end of a log.
 			waits := false
-			err := read(ctx, w.cluster, kgo.ReadCommitted(), input, p, taken, func(*kgo.Record) bool {
+			err := w.cluster.Read(ctx, kgo.ReadCommitted(), input, p, taken, func(*kgo.Record) bool {
 				waits = true
 				return false
 			})
@@ -258,47 +233,20 @@ func (w *watch) left(ctx context.Context) (string, error) {
 	return "", nil
 }
 
-// members are the instance ids of a group's members.
-func (w *watch) members(ctx context.Context, group string) (ids []string, err error) {
-	name := w.cluster.Topic(group)
-	described, err := w.adm.DescribeGroups(ctx, name)
-	if err == nil {
-		err = described[name].Err
-	}
-	if err != nil {
-		return nil, fmt.Errorf("ask for the members of %s: %w", group, err)
-	}
-	for _, m := range described[name].Members {
-		if m.InstanceID != nil {
-			ids = append(ids, *m.InstanceID)
-		}
-	}
-	return ids, nil
-}
-
 // undecided reports that a producer's transaction is open, and whether an output of a timer is in it: one that stands where
 // no read committed reader gets to.
 func (w *watch) undecided(ctx context.Context, transactionalID string) (open, timers bool, err error) {
-	described, err := w.adm.DescribeTransactions(ctx, transactionalID)
-	if err != nil {
-		return false, false, fmt.Errorf("ask for the transaction of %s: %w", transactionalID, err)
+	open, producer, err := w.cluster.OpenTransaction(ctx, transactionalID)
+	if !open || err != nil {
+		return false, false, err
 	}
-	transaction := described[transactionalID]
-	if transaction.Err != nil && !errors.Is(transaction.Err, kerr.TransactionalIDNotFound) {
-		return false, false, fmt.Errorf("ask for the transaction of %s: %w", transactionalID, transaction.Err)
-	}
-	if transaction.State != "Ongoing" {
-		return false, false, nil
-	}
-	stable, err := w.adm.ListCommittedOffsets(ctx, w.cluster.Topic(schemas.Events))
+	stable, err := w.cluster.Admin.ListCommittedOffsets(ctx, w.cluster.Topic(schemas.Events))
 	if err != nil {
 		return true, false, fmt.Errorf("ask for what is committed of %s: %w", schemas.Events, err)
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	newest, ok := w.timers[transaction.ProducerID]
+	newest, ok := w.timers[producer]
 	o, there := stable.Lookup(w.cluster.Topic(schemas.Events), newest.partition)
 	return true, ok && there && newest.offset >= o.Offset, nil
 }
-
-func (w *watch) close() { w.client.Close() }
