@@ -92,12 +92,18 @@ func (c *Child) CPU() (time.Duration, error) {
 }
 
 // PeakMemory is the most that was resident of the child at any time, in bytes.
-func (c *Child) PeakMemory() (int64, error) {
+func (c *Child) PeakMemory() (int64, error) { return c.status("VmHWM:") }
+
+// Memory is what is resident of the child now, in bytes.
+func (c *Child) Memory() (int64, error) { return c.status("VmRSS:") }
+
+// status reads a line of kilobytes.
+func (c *Child) status(name string) (int64, error) {
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", c.cmd.Process.Pid))
 	if err != nil {
 		return 0, err
 	}
-	_, after, _ := bytes.Cut(status, []byte("VmHWM:"))
+	_, after, _ := bytes.Cut(status, []byte(name))
 	var kB int64
 	_, err = fmt.Sscan(string(after), &kB)
 	return kB << 10, err
