@@ -1,9 +1,9 @@
 // Package store keeps the state of a task group's partitions, or the copy of a table, on local disk, in one Pebble
 // database each. The disk is a cache: every record in it came from a changelog topic and can be read from there again.
 //
-// Data flows in through a Batch: records, local index keys and the changelog position they bring the store to, all of
-// one partition, all or nothing. Nothing is synced to disk: a crash loses the newest batches whole, and the position
-// says from where to read again.
+// Data flows in through a Batch, or a Load where there is much of it: records, local index keys and the changelog
+// position they bring the store to, all of one partition, all or nothing. A crash loses the newest of them whole, which
+// are not synced to disk, and the position says from where to read again.
 //
 // It promises that what a Position says was applied, is there, and that only the newest holder of a partition
 // (Acquire) can write it. It must not talk to Kafka: the caller says what the log is now, and Distrust whether a position
@@ -18,6 +18,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -42,8 +43,12 @@ type Options struct {
 
 // DB is the state of a group's partitions.
 type DB struct {
-	pebble *pebble.DB
-	lock   *pebble.Lock
+	pebble  *pebble.DB
+	options *pebble.Options
+	lock    *pebble.Lock
+	fs      vfs.FS
+	dir     string
+	files   atomic.Uint64 // written for loads
 
 	mu      sync.Mutex
 	ids     map[string]uint16 // store name → its id in keys
@@ -149,25 +154,39 @@ func load(dir string, fs vfs.FS, lock *pebble.Lock, opts Options, log *slog.Logg
 		MemTableSize: opts.MemTableBytes,
 		Logger:       logger{log},
 		// Kafka is the log of record; an hour of replay is not worth a sync.
-		WALBytesPerSync: 1 << 20,
-		BytesPerSync:    1 << 20,
+		WALBytesPerSync: bytesPerSync,
+		BytesPerSync:    bytesPerSync,
 		Levels:          levels(),
 		// Work in the background takes CPU from the tasks: files are merged half as often, and not compressed.
-		L0CompactionThreshold:      8,
+		L0CompactionThreshold:      mergeAt,
 		FormatMajorVersion:         pebble.FormatNewest,
 		CompactionConcurrencyRange: func() (int, int) { return 1, 2 },
 	}
 	options.ApplyCompressionSettings(func() pebble.DBCompressionSettings { return pebble.DBCompressionNone })
+	options.EnsureDefaults() // files of loads are written by the same
+	if err := removeFiles(dir, fs); err != nil {
+		return nil, err
+	}
 	p, err := pebble.Open(dir, options)
 	if err != nil {
 		return nil, err
 	}
-	db := &DB{pebble: p, lock: lock, ids: map[string]uint16{}, holders: map[int32]*Partition{}}
+	db := &DB{
+		pebble: p, options: options, lock: lock, fs: fs, dir: dir,
+		ids: map[string]uint16{}, holders: map[int32]*Partition{},
+	}
 	if err := db.loadIDs(); err != nil {
 		return nil, errors.Join(err, p.Close())
 	}
 	return db, nil
 }
+
+const (
+	// bytesPerSync spreads the writing to disk of a file over its making.
+	bytesPerSync = 1 << 20
+	// mergeAt is how many files may lie over one another before they are merged. At twelve Pebble stops all writes.
+	mergeAt = 8
+)
 
 // levels have Bloom filters, 10 bits a key and 1 % false positives, at the bottom too: most of what is asked for is not
 // there (an event that is new, an organization without endpoints).

@@ -2,6 +2,7 @@ package stream
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"path/filepath"
 	"testing"
@@ -172,7 +173,7 @@ func TestOfTheRecordsOfAKeyTheNewestIsRestored(t *testing.T) {
 	st, err := db.Acquire(0, []string{counterState})
 	require.NoError(t, err)
 	spec := counterSpec()
-	restoring := &tail{o: &owned{spec: &spec, store: st, topics: make([][16]byte, 1)}, batch: st.Batch()}
+	restoring := &tail{o: &owned{spec: &spec, store: st, topics: make([][16]byte, 1)}, load: st.Load(0, nil)}
 	for i, r := range []struct{ key, value string }{
 		{"b", "1"}, {"gone", "1"}, {"a", "1"}, {"back", ""}, {"b", "2"}, {"gone", ""}, {"back", "2"}, {"b", "3"},
 	} {
@@ -182,7 +183,7 @@ func TestOfTheRecordsOfAKeyTheNewestIsRestored(t *testing.T) {
 		}
 		restoring.add(record)
 	}
-	require.NoError(t, restoring.apply(time.Now()))
+	require.NoError(t, restoring.apply(context.Background(), time.Now()))
 	it, err := st.Scan(0, nil, nil)
 	require.NoError(t, err)
 	var got []string
@@ -191,6 +192,93 @@ func TestOfTheRecordsOfAKeyTheNewestIsRestored(t *testing.T) {
 	}
 	require.NoError(t, it.Close())
 	require.Equal(t, []string{"a=1", "b=3", "back=2"}, got)
+}
+
+// A large state is written as files, and its partitions take turns; overwritten and deleted keys lie far from one another.
+func TestALargeStateIsRestored(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, cfg kafka.Config) {
+		c, dir := newClient(t, cfg), t.TempDir()
+		c.commitOffsets("counter", counterIn, &webhooksv1.CommitMetadata{Transaction: 1})
+		want, records := map[string]string{}, []*kgo.Record{}
+		for i := range 4 * underWay / 2 {
+			key, value := fmt.Sprintf("org_%d", i*7919%30_000), fmt.Sprintf("%0300d", i)
+			r := &kgo.Record{Key: []byte(key)}
+			if i%5 == 0 {
+				delete(want, key)
+			} else {
+				r.Value, want[key] = []byte(value), value
+			}
+			records = append(records, r)
+		}
+		c.produce(counterState, records...)
+		g := begin(t, counterSpec(), config(cfg, dir)).ready()
+		require.GreaterOrEqual(t, valueOf(t, g.metrics.restored), float64(len(records)))
+		require.Zero(t, valueOf(t, g.metrics.left))
+		g.stop()
+		require.Equal(t, want, onDisk(t, cfg, dir))
+
+		g = begin(t, counterSpec(), config(cfg, dir)).ready()
+		require.Zero(t, valueOf(t, g.metrics.restored), "it is current")
+	})
+}
+
+// onDisk is all records that a stopped group has, of all partitions.
+func onDisk(t *testing.T, cfg kafka.Config, dir string) map[string]string {
+	t.Helper()
+	db, err := store.Open(filepath.Join(dir, "counter", "db"), store.Options{}, slog.New(slog.DiscardHandler))
+	require.NoError(t, err)
+	defer func() { require.NoError(t, db.Close()) }()
+	found := map[string]string{}
+	for id := range cfg.Partitions {
+		p, err := db.Acquire(id, []string{counterState})
+		require.NoError(t, err)
+		it, err := p.Scan(0, nil, nil)
+		require.NoError(t, err)
+		for ; it.Valid(); it.Next() {
+			found[string(it.Key())] = string(it.Value())
+		}
+		require.NoError(t, it.Close())
+	}
+	return found
+}
+
+// However many tails are read, what is held of them is bounded, and what is written first is what there is most of.
+func TestARestoreHoldsOnlySoMuch(t *testing.T) {
+	ctx := context.Background()
+	db, err := store.OpenMemory()
+	require.NoError(t, err)
+	defer func() { require.NoError(t, db.Close()) }()
+	spec := counterSpec()
+	r := &restore{tails: map[tailKey]*tail{}}
+	for id := range int32(4) {
+		st, err := db.Acquire(id, []string{counterState})
+		require.NoError(t, err)
+		o := &owned{id: id, spec: &spec, store: st, topics: make([][16]byte, 1)}
+		r.tails[tailKey{counterState, id}] = &tail{o: o, topic: counterState, load: st.Load(0, nil)}
+	}
+	written := func(id int32) int64 {
+		pos, _, err := r.tails[tailKey{counterState, id}].o.store.Position(0)
+		require.NoError(t, err)
+		return pos.Offset
+	}
+	feed := func(id int32, offset int64, bytes int) {
+		record := &kgo.Record{Offset: offset, Key: fmt.Append(nil, offset), Value: make([]byte, bytes)}
+		require.NoError(t, r.take(ctx, kgo.Fetches{{Topics: []kgo.FetchTopic{{
+			Topic: counterState, Partitions: []kgo.FetchPartition{{Partition: id, Records: []*kgo.Record{record}}},
+		}}}}))
+	}
+	feed(0, 0, heldBytes/8)
+	feed(1, 0, heldBytes/2)
+	feed(2, 0, heldBytes/8)
+	require.Equal(t, []int64{0, 0, 0}, []int64{written(0), written(1), written(2)})
+	feed(3, 0, heldBytes/4)
+	require.Equal(t, []int64{0, 1, 0, 0}, []int64{written(0), written(1), written(2), written(3)})
+	require.Less(t, r.held, heldBytes*5/8)
+	for i := range int64(40) {
+		feed(int32(i%4), i+1, heldBytes/3)
+		require.Less(t, r.held, heldBytes)
+	}
 }
 
 // A store that is being brought up to date is as old as it was until it is.
@@ -218,15 +306,15 @@ func TestAnInterruptedRestoreMakesAStoreNoYounger(t *testing.T) {
 		require.True(t, ok)
 		return pos.AppliedAt
 	}
-	half := &kgo.Record{Topic: counterState, Offset: 3, Key: []byte("k"), Value: make([]byte, applyBytes)}
-	require.NoError(t, r.take(kgo.Fetches{{Topics: []kgo.FetchTopic{{
+	half := &kgo.Record{Topic: counterState, Offset: 3, Key: []byte("k"), Value: make([]byte, heldBytes)}
+	require.NoError(t, r.take(ctx, kgo.Fetches{{Topics: []kgo.FetchTopic{{
 		Topic: counterState, Partitions: []kgo.FetchPartition{{Records: []*kgo.Record{half}}},
 	}}}}))
 	_, ok, err := st.AppendGet(nil, 0, []byte("k"))
 	require.NoError(t, err)
 	require.True(t, ok, "some of it is on disk")
 	require.Equal(t, former, age())
-	require.NoError(t, restoring.apply(restoring.began))
+	require.NoError(t, restoring.apply(ctx, restoring.began))
 	require.Equal(t, began, age(), "at its target it is as current as the log was when reading began")
 }
 
