@@ -138,7 +138,8 @@ func (t *task) stopWaiting(tx *stream.Tx, f *flight, before *webhooksv1.WaitingS
 	schedule.Remove(tx, f.id, before)
 }
 
-// end lets a delivery die without another attempt.
+// end lets a delivery die without another attempt. One that may be under way, sent by an earlier owner, cannot be sent
+// again to find out, and is one that was made and broke off: a request that was seen has its row.
 func (t *task) end(tx *stream.Tx, f *flight, reason string, now time.Time) error {
 	var before *webhooksv1.WaitingState
 	t.handed = append(t.handed, f)
@@ -154,7 +155,15 @@ func (t *task) end(tx *stream.Tx, f *flight, reason string, now time.Time) error
 		}
 	}
 	t.stopWaiting(tx, f, before)
-	return t.emitDelivery(tx, f, f.number-1, now)
+	made := f.number - 1
+	if f.maybe {
+		made = f.number
+		f.result = sender.Result{Started: now, Class: sender.Reset, RequestBytes: len(f.event.GetBody())}
+		if err := t.emitAttempt(tx, f); err != nil {
+			return err
+		}
+	}
+	return t.emitDelivery(tx, f, made, now)
 }
 
 // report counts and logs what a durable transaction said of a delivery.

@@ -162,6 +162,46 @@ func TestCrashWhileARetryIsUnderWay(t *testing.T) {
 	require.False(t, w.waiting()[dlv("e1", ep)].Started)
 }
 
+// What may have gone out before a crash cannot be sent again once its endpoint is disabled or deleted. It is one row all the
+// same, and so is what waits only for being sent again.
+func TestCrashBeforeAnEndpointIsClosed(t *testing.T) {
+	for name, closeIt := range map[string]func(w *world, ep string){
+		"endpoint_disabled": func(w *world, _ string) { w.endpoint("a", func(ep *webhooksv1.Endpoint) { ep.Enabled = false }) },
+		"endpoint_deleted":  func(w *world, ep string) { w.removeEndpoint(ep) },
+	} {
+		for _, retried := range []bool{false, true} {
+			w := newWorld(t, nil)
+			ep := w.endpoint("a", nil)
+			number := 1
+			if retried {
+				w.receiver.answer(500)
+				w.settle(w.Process(w.event("e1", ep)))
+				number++
+			}
+			w.receiver.holdBack("e1")
+			if retried {
+				w.pass(5 * time.Second)
+			} else {
+				w.settle(w.Process(w.event("e1", ep)))
+			}
+			require.Len(t, w.receiver.sent(), number)
+			w.Crash()
+			closeIt(w, ep)
+			w.receiver.release("e1")
+			out := w.settle(w.Redeliver())
+			require.Len(t, attempts(t, out), 1)
+			row := attempts(t, out)[0]
+			require.EqualValues(t, number, row.Number)
+			require.True(t, row.MaybeRepeated)
+			require.Equal(t, []string{"failure", "reset", "dead"}, []string{row.Outcome, row.ErrorClass, row.DeliveryStatus})
+			require.EqualValues(t, number, deliveries(t, out)[0].AttemptCount)
+			require.Equal(t, name, deliveries(t, out)[0].Reason)
+			require.Empty(t, w.Keys(schemas.Retries))
+			require.Len(t, w.receiver.sent(), number, "not sent again")
+		}
+	}
+}
+
 func TestCleanStopHandsEverythingOver(t *testing.T) {
 	w := newWorld(t, nil)
 	ep := w.endpoint("a", func(ep *webhooksv1.Endpoint) { ep.Concurrency = 1 })
