@@ -29,6 +29,8 @@ const (
 	burstWindow = 100 * time.Millisecond
 	aheadFor    = 100 * time.Millisecond
 	maxRounds   = 16
+	keepFor     = time.Second
+	maxKept     = 64
 	// quickPace is how soon an endpoint answers that holds nobody up.
 	quickPace = time.Second
 	// paceWeight is the part of the newest attempt in the average.
@@ -139,16 +141,29 @@ func (e *Endpoint) Admit(now time.Time) Verdict {
 
 // Ahead is how many deliveries are worth having at hand beyond those that run, so that the next is there when one ends:
 // what the endpoint works off in a tenth of a second, at least as many as may run and at most sixteen times that.
-func (e *Endpoint) Ahead() int {
+func (e *Endpoint) Ahead() int { return e.worksOff(aheadFor, maxRounds) }
+
+// Keep is how many deliveries that have just come, and are in memory, are worth keeping there beyond those that run, rather
+// than writing them down and reading them again: of a quick endpoint what it works off in a second, at most sixty-four times
+// as many as may run, so that a burst, or a moment in which we are slow, costs nothing more.
+func (e *Endpoint) Keep(now time.Time) int {
+	if !e.Quick(now) {
+		return e.Ahead()
+	}
+	return e.worksOff(keepFor, maxKept)
+}
+
+// worksOff is how many attempts end in that time, at least as many as may run and at most so many times that.
+func (e *Endpoint) worksOff(in time.Duration, most int) int {
 	rounds := 1
 	if e.pace > 0 {
-		rounds = int(min(max(aheadFor/e.pace, 1), maxRounds))
+		rounds = int(min(max(in/e.pace, 1), time.Duration(most)))
 	}
-	ahead := rounds * int(e.allowed)
+	n := rounds * int(e.allowed)
 	if e.bucket != nil {
-		ahead = min(ahead, max(1, int(e.limits.Rate*aheadFor.Seconds())))
+		n = min(n, max(1, int(e.limits.Rate*in.Seconds())))
 	}
-	return ahead
+	return n
 }
 
 // Want is how many deliveries are worth having in hand now, those that run included.

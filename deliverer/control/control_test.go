@@ -134,6 +134,32 @@ func TestAheadIsWhatIsWorkedOffInATenthOfASecond(t *testing.T) {
 	}
 }
 
+func TestAQuickEndpointKeepsWhatItWorksOffInASecond(t *testing.T) {
+	for _, tc := range []struct {
+		took time.Duration
+		want int
+	}{
+		{2 * time.Second, 4}, {time.Second, 4}, {400 * time.Millisecond, 8}, {50 * time.Millisecond, 80}, {time.Microsecond, 256},
+	} {
+		e := control.New(control.Limits{Concurrency: 4}, start)
+		require.Equal(t, 4, e.Keep(start), "nothing is known")
+		for range 100 {
+			require.Equal(t, control.Go, e.Admit(start))
+			e.Done(start, control.Success, tc.took)
+		}
+		require.Equal(t, tc.want, e.Keep(start), tc.took)
+		require.Equal(t, control.Go, e.Admit(start))
+		require.Equal(t, e.Ahead(), e.Keep(start.Add(1001*time.Millisecond)), "what runs has been silent for long")
+	}
+}
+
+func TestALimitedEndpointKeepsASecondOfItsRate(t *testing.T) {
+	e := control.New(control.Limits{Concurrency: 16, Rate: 30}, start.Add(-time.Second))
+	require.Equal(t, control.Go, e.Admit(start))
+	e.Done(start, control.Success, time.Millisecond)
+	require.Equal(t, 30, e.Keep(start))
+}
+
 func TestRate(t *testing.T) {
 	e := control.New(control.Limits{Concurrency: 1000, Rate: 50}, start)
 	sent := 0

@@ -115,7 +115,7 @@ func (t *task) place(tx *stream.Tx, f *flight, now time.Time) error {
 	if m := e.mode(); m != sending {
 		return t.turnAway(tx, f, m, now)
 	}
-	if e.overdue(now) || len(e.queue) >= e.control.Ahead() || t.fresh > window/2 && len(e.queue) > 0 ||
+	if e.overdue(now) || len(e.queue) >= e.control.Keep(now) || t.fresh > window/2 && len(e.queue) > 0 ||
 		e.inHand() >= t.d.room.share(e.control, now) {
 		return t.spill(tx, f, e.whyFull(), now)
 	}

@@ -8,6 +8,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"github.com/betterdata/webhooks/deliverer/sender"
 	"github.com/betterdata/webhooks/schemas"
 	webhooksv1 "github.com/betterdata/webhooks/schemas/webhooks/v1"
 )
@@ -67,6 +68,22 @@ func TestSaturatedEndpointStepsAside(t *testing.T) {
 	}
 	require.Empty(t, w.Keys(schemas.Retries))
 	require.EqualValues(t, 11, w.Watermark())
+}
+
+func TestABurstForAQuickEndpointIsNotWrittenDown(t *testing.T) {
+	w := newWorld(t, nil)
+	w.receiver.all = func(*sender.Message) sender.Result { return sender.Result{StatusCode: 200, Duration: time.Millisecond} }
+	quick := w.quick("quick")
+	var records []*kgo.Record
+	for _, name := range names("e", 16+64*16+3) {
+		w.receiver.holdBack(name)
+		records = append(records, w.event(name, quick))
+	}
+	w.settle(w.Process(records...))
+	require.Equal(t, 3, len(w.waiting()), "sixteen run, a second's work is at hand, the rest leaves memory")
+	w.receiver.releaseAll()
+	require.Len(t, attempts(t, w.settle(w.Commit())), len(records))
+	require.Empty(t, w.Keys(schemas.Retries))
 }
 
 func TestBreakerOpensAndProbes(t *testing.T) {
