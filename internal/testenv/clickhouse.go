@@ -33,7 +33,7 @@ func ClickHouse(t testing.TB) string {
 // NewClickHouse starts a server for this test alone, to be broken.
 func NewClickHouse(t testing.TB) *ClickHouseServer {
 	t.Helper()
-	c, err := startClickHouse(t.Context())
+	c, err := StartClickHouse(t.Context())
 	require.NoError(t, err)
 	t.Cleanup(c.Close)
 	return c
@@ -65,10 +65,10 @@ func (c *ClickHouseServer) exec(ctx context.Context, sql string) error {
 	return nil
 }
 
-var sharedClickHouse = sync.OnceValues(func() (*ClickHouseServer, error) { return startClickHouse(context.Background()) })
+var sharedClickHouse = sync.OnceValues(func() (*ClickHouseServer, error) { return StartClickHouse(context.Background()) })
 
-// startClickHouse tries again on other ports when one was taken between its choice and the start.
-func startClickHouse(ctx context.Context) (c *ClickHouseServer, err error) {
+// StartClickHouse starts a server, also for programs that are no tests. It tries again on other ports when one was taken between its choice and the start.
+func StartClickHouse(ctx context.Context) (c *ClickHouseServer, err error) {
 	for range 3 {
 		if c, err = tryClickHouse(ctx); err == nil {
 			return c, nil
