@@ -31,6 +31,11 @@ type Holding struct {
 	SettledUnixMS   []int64
 }
 
+// Settled is what an organization hands over of a customer that it keeps.
+func Settled(s State) Holding {
+	return Holding{SettledInvoices: s.Record.GetSettledInvoices(), SettledUnixMS: s.Record.GetSettledUnixMs()}
+}
+
 // Release takes a customer's subscriptions and failed invoices from the organization that held it and gives them back
 // for the one that holds it now. Payments stay: they were made while the customer was the organization's.
 func Release(s State, m Move, p *plans.Plans) (r Result, released Holding) {

@@ -17,8 +17,10 @@ type event struct {
 	account      string
 	organization string
 	acceptedAt   time.Time
-	body         []byte
-	record       *kgo.Record
+	// named is the organization that the event itself names, empty for none.
+	named  []byte
+	body   []byte
+	record *kgo.Record
 	// buried says that it came before and could not be used.
 	buried bool
 }
@@ -40,6 +42,8 @@ func read(in *kgo.Record) event {
 			e.account = cloudevent.Text(h.Value)
 		case schemas.HeaderOrganization:
 			e.organization = cloudevent.Text(h.Value)
+		case schemas.HeaderNamedOrganization:
+			e.named = h.Value
 		case schemas.HeaderAcceptedAt:
 			e.acceptedAt = cloudevent.Time(h.Value, e.acceptedAt)
 		}

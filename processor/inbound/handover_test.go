@@ -16,6 +16,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/betterdata/webhooks/internal/id"
+	"github.com/betterdata/webhooks/internal/kafka"
 	"github.com/betterdata/webhooks/internal/seal"
 	"github.com/betterdata/webhooks/internal/stream/streamtest"
 	"github.com/betterdata/webhooks/processor/billing"
@@ -35,7 +36,7 @@ type world struct {
 	inbox map[string][]*kgo.Record
 	out   streamtest.Outputs
 	// routes are all that the account had; the last one is in force.
-	routes []string
+	routes []*webhooksv1.Route
 	made   int
 }
 
@@ -51,7 +52,7 @@ func newWorld(t streamtest.TB) *world {
 	require.NoError(t, err)
 	w := &world{
 		t: t, tasks: map[string]*streamtest.Harness{owner: streamtest.New(t, router.Spec())},
-		inbox: map[string][]*kgo.Record{}, routes: []string{""},
+		inbox: map[string][]*kgo.Record{}, routes: []*webhooksv1.Route{{}},
 	}
 	w.now = w.tasks[owner].Now
 	keys, err := seal.NewKeyring(base64.StdEncoding.EncodeToString(make([]byte, 32)))
@@ -90,9 +91,9 @@ func (w *world) post(out streamtest.Outputs) {
 		case schemas.InboundUnrouted:
 			w.inbox[owner] = append(w.inbox[owner], r)
 		case schemas.Routes:
-			var route webhooksv1.Route
-			require.NoError(w.t, proto.Unmarshal(r.Value, &route))
-			w.routes = append(w.routes, route.OrganizationId)
+			route := &webhooksv1.Route{}
+			require.NoError(w.t, proto.Unmarshal(r.Value, route))
+			w.routes = append(w.routes, route)
 		}
 	}
 }
@@ -113,7 +114,11 @@ func (w *world) settle() {
 
 // send is what an edge does whose copy of the routes is some changes behind.
 func (w *world) send(event *kgo.Record, behind int) {
-	to := w.routes[max(0, len(w.routes)-1-behind)]
+	route := w.routes[max(0, len(w.routes)-1-behind)]
+	to, named := route.OrganizationId, kafka.ReadHeader(event.Headers, schemas.HeaderNamedOrganization)
+	if route.Learned && named != "" && named != to {
+		to = ""
+	}
 	r := &kgo.Record{Key: []byte(to), Value: event.Value, Headers: headers(
 		schemas.HeaderAccount, "cus_1", schemas.HeaderAcceptedAt, w.now.Format(time.RFC3339Nano),
 	)}
@@ -134,6 +139,17 @@ func (w *world) event(eventType string) *kgo.Record {
 	eventID, created := fmt.Sprintf("evt_%03d", w.made), w.now.Unix()+int64(w.made)
 	return stripeEvent(eventID, eventType, w.now, fmt.Sprintf(`{"created":%d,"data":{"object":{"id":"obj_1","customer":"cus_1","status":"active",
 		"amount_paid":100,"amount_due":100,"currency":"usd","items":{"data":[{"id":"si_1","price":{"id":"price_1","lookup_key":"scm_pro"}}]}}}}`, created))
+}
+
+// live is the organization that edges send to.
+func (w *world) live() string { return w.routes[len(w.routes)-1].OrganizationId }
+
+// naming makes an event name an organization itself, "" for none.
+func naming(event *kgo.Record, org string) *kgo.Record {
+	if org != "" {
+		event.Headers = append(event.Headers, headers(schemas.HeaderNamedOrganization, org)...)
+	}
+	return event
 }
 
 // connect is the command by which an organization takes the account over.
@@ -266,7 +282,7 @@ func TestAnEventThatIsSentAgainDuringAMoveHasNoEffect(t *testing.T) {
 	}
 	w.settle()
 	require.Equal(t, map[string][]string{"evt_001": {"org_a"}}, w.effects())
-	require.Equal(t, "org_b", w.routes[len(w.routes)-1], "and then it is live")
+	require.Equal(t, "org_b", w.live(), "and then it is live")
 }
 
 // What org_a hands over goes on from org_b, which has had to release the account meanwhile, and comes back to it: an event that
@@ -283,7 +299,7 @@ func TestAnEventDoesNotOvertakeWhatIsKnownOfIt(t *testing.T) {
 		w.connect(to)
 		w.take(owner)
 	}
-	for w.routes[len(w.routes)-1] == "" { // an edge that has seen nothing of it
+	for w.live() == "" { // an edge that has seen nothing of it
 		w.routes = w.routes[:len(w.routes)-1]
 	}
 	w.send(again, 0)
@@ -401,7 +417,7 @@ func TestOneEffectWhoeverHoldsTheAccount(t *testing.T) {
 		}
 		w.connect(holder) // it may have been disconnected
 		w.settle()
-		require.Equal(t, holder, w.routes[len(w.routes)-1])
+		require.Equal(t, holder, w.live())
 		effects := w.effects()
 		require.Len(t, slices.Collect(maps.Keys(effects)), len(events))
 		for event, at := range effects {

@@ -9,10 +9,10 @@
 // state itself, found by an index and applied when the runtime calls. An account that is moved to another organization is
 // handed over to it.
 //
-// What it promises: one effect per source and event id within the dedupe time, whomever a move by API gives the account to
-// meanwhile (of learnt connections ARCHITECTURE.md says less); nothing but a repeat is dropped without a row; a record that
-// cannot be used goes to `inbound.dead` with its reason, stops nobody, and takes effect when it comes again after a fix. What
-// it must not do: decide anything about billing or endpoints itself.
+// What it promises: one effect per source and event id within the dedupe time, whomever the account is moved to or learnt for
+// meanwhile; nothing but a repeat is dropped without a row; a record that cannot be used goes to `inbound.dead` with its reason,
+// stops nobody, and takes effect when it comes again after a fix. What it must not do: decide anything about billing or
+// endpoints itself.
 package inbound
 
 import (

@@ -26,6 +26,11 @@ import (
 // partition in order. The owner of the account is told when it was adopted, and holds the account's events until then: one
 // that is sent again must not come to the second before it is known there.
 //
+// An account that was learnt, from an event that names an organization, is learnt anew when an event names another one, and
+// may be paying for both. Then the first keeps what it has, and hands over a copy of what tells which events took effect: the
+// settled invoices, and which of the account's events those were, where the second is of another partition. Its mark lets what
+// names the organization itself pass.
+//
 // What comes to an organization which has had to release the account again since is sent on likewise; a later adopt command
 // takes the mark away. A mark has no say over events accepted long after the move: they come because the account is
 // connected here again.
@@ -85,16 +90,19 @@ func (m *moves) to(tx *stream.Tx, e *event) (string, error) {
 	if mark == nil || e.acceptedAt.After(time.UnixMilli(mark.MovedUnixMs).Add(moveWindow)) {
 		return "", nil
 	}
+	if mark.Learnt && string(e.named) == e.organization {
+		return "", nil
+	}
 	return mark.OrganizationId, nil
 }
 
-// onward is the organization that what is handed over by a move goes on to, "" for none: the account was moved away
+// onward is the mark of where what is handed over by a move goes on to, nil for nowhere: the account was moved away
 // again by a later one.
-func (m *moves) onward(key string, order int64) string {
+func (m *moves) onward(key string, order int64) *webhooksv1.MovedAccount {
 	if mark := m.marks[key]; mark != nil && mark.Order > order {
-		return mark.OrganizationId
+		return mark
 	}
-	return ""
+	return nil
 }
 
 func (m *moves) set(tx *stream.Tx, key string, mark *webhooksv1.MovedAccount) error {
@@ -131,7 +139,11 @@ func (t *task) release(tx *stream.Tx, e *event, cmd *webhooksv1.Command, r *webh
 		if err != nil {
 			return 0, err
 		}
-		released, held := billing.Release(state, moveOf(tx, cmd, r.Account), t.cfg.Plans)
+		var released billing.Result
+		held := billing.Settled(state)
+		if !r.Learnt {
+			released, held = billing.Release(state, moveOf(tx, cmd, r.Account), t.cfg.Plans)
+		}
 		adopt.Subscriptions, adopt.FailedInvoices = held.Subscriptions, held.FailedInvoices
 		adopt.SettledInvoices, adopt.SettledUnixMs = held.SettledInvoices, held.SettledUnixMS
 		effects, err := t.effectsOf(tx, cmd.OrganizationId, &released)
@@ -140,12 +152,14 @@ func (t *task) release(tx *stream.Tx, e *event, cmd *webhooksv1.Command, r *webh
 		}
 		t.write(tx, effects)
 	}
-	mark := &webhooksv1.MovedAccount{OrganizationId: r.ToOrganizationId, MovedUnixMs: r.MovedUnixMs, Order: r.Order}
+	mark := &webhooksv1.MovedAccount{OrganizationId: r.ToOrganizationId, MovedUnixMs: r.MovedUnixMs, Order: r.Order, Learnt: r.Learnt}
 	if err := t.moved.set(tx, key, mark); err != nil {
 		return 0, err
 	}
-	if err := t.handEvents(tx, cmd, r); err != nil {
-		return 0, err
+	if !r.Learnt || t.partition.PartitionOf(r.ToOrganizationId) != t.partition.ID() {
+		if err := t.handEvents(tx, cmd, r); err != nil {
+			return 0, err
+		}
 	}
 	t.hand(tx, &webhooksv1.Command{
 		Id:             id.Derive(id.Command, "adopt", cmd.Id),
@@ -185,30 +199,37 @@ func (t *task) remember(tx *stream.Tx, e *event, cmd *webhooksv1.Command, r *web
 	if !ok {
 		return t.bury(tx, e, reasonCommand), nil
 	}
-	if to := t.moved.onward(movedKey(cmd.OrganizationId, r.Source, r.Account), r.Order); to != "" {
-		cmd.OrganizationId = to
+	if gone := t.moved.onward(movedKey(cmd.OrganizationId, r.Source, r.Account), r.Order); gone != nil {
+		cmd.OrganizationId = gone.OrganizationId
 		t.hand(tx, cmd)
 		return forwarded, nil
 	}
 	return processed, nil
 }
 
-// adopt takes an account over.
+// adopt takes an account over, or passes it on. An organization that was told to hand on a copy keeps the rest.
 func (t *task) adopt(tx *stream.Tx, e *event, cmd *webhooksv1.Command, a *webhooksv1.AdoptAccount) (result, error) {
 	if err := t.moved.load(tx); err != nil {
 		return 0, err
 	}
 	key := movedKey(cmd.OrganizationId, a.Source, a.Account)
-	if to := t.moved.onward(key, a.Order); to != "" {
-		cmd.OrganizationId = to
+	switch gone := t.moved.onward(key, a.Order); {
+	case gone == nil:
+		t.moved.clear(tx, key)
+		if a.FromOrganizationId != "" {
+			if err := t.adopted(tx, cmd, a); err != nil {
+				return 0, err
+			}
+		}
+	case gone.Learnt:
+		on := proto.CloneOf(cmd)
+		on.OrganizationId, on.IssuedUnixMs = gone.OrganizationId, tx.Now().UnixMilli()
+		on.GetAdoptAccount().Subscriptions, on.GetAdoptAccount().FailedInvoices = nil, nil
+		t.hand(tx, on)
+	default:
+		cmd.OrganizationId = gone.OrganizationId
 		t.hand(tx, cmd)
 		return forwarded, nil
-	}
-	t.moved.clear(tx, key)
-	if a.FromOrganizationId != "" {
-		if err := t.adopted(tx, cmd, a); err != nil {
-			return 0, err
-		}
 	}
 	state, err := stateOf(tx, cmd.OrganizationId)
 	if err != nil {

@@ -3,6 +3,7 @@ package routing
 import (
 	"fmt"
 	"net/http"
+	"strconv"
 
 	"github.com/twmb/franz-go/pkg/kgo"
 	"google.golang.org/protobuf/proto"
@@ -92,6 +93,9 @@ func (u unit) connect(account string, cmd *webhooksv1.Command, create *webhooksv
 		if err := u.put(schemas.Connections, account, current); err != nil || !learnt {
 			return current, nil, err
 		}
+		if err := u.gather(cmd, current); err != nil {
+			return nil, nil, err
+		}
 		return current, nil, u.goOn(account) // its route says whether it was learnt
 	case current != nil && !create.Move:
 		return nil, httpapi.NewProblem(http.StatusConflict, "account_taken",
@@ -107,15 +111,40 @@ func (u unit) connect(account string, cmd *webhooksv1.Command, create *webhooksv
 	if err != nil {
 		return nil, nil, err
 	}
-	if err := u.tell(cmd, made, holder); err != nil {
+	if err := u.tell(cmd, made, holder, false); err != nil {
+		return nil, nil, err
+	}
+	if err := u.gather(cmd, made); err != nil {
 		return nil, nil, err
 	}
 	return made, nil, u.goOn(account)
 }
 
+// gather has the organizations that an account was learnt for hand it over to the one that is connected by API, and only
+// by that: none of its events goes to them any more.
+func (u unit) gather(cmd *webhooksv1.Command, made *webhooksv1.Connection) error {
+	account := schemas.AccountKey(made.Source, made.Account)
+	holders, err := u.holders(account)
+	keepers := holders.GetKeeperOrganizationIds()
+	if err != nil || len(keepers) == 0 {
+		return err
+	}
+	holders.KeeperOrganizationIds = nil
+	if err := u.putHolders(account, holders); err != nil {
+		return err
+	}
+	for _, keeper := range keepers {
+		if err := u.tell(cmd, made, keeper, false); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // tell lets the organizations know of a new connection: the one that held the account, "" for none, has to hand it over,
-// and one that nobody hands anything must no longer send on what comes to it. Who is connected again has it still.
-func (u unit) tell(cmd *webhooksv1.Command, made *webhooksv1.Connection, holder string) error {
+// and one that nobody hands anything must no longer send on what comes to it. Who is connected again has it still. keeps
+// says that the holder keeps what it has.
+func (u unit) tell(cmd *webhooksv1.Command, made *webhooksv1.Connection, holder string, keeps bool) error {
 	org := made.OrganizationId
 	if holder == org {
 		return nil
@@ -126,15 +155,19 @@ func (u unit) tell(cmd *webhooksv1.Command, made *webhooksv1.Connection, holder 
 			return err
 		}
 	}
-	told := &webhooksv1.Command{Id: id.Derive(id.Command, "tell", cmd.Id), OrganizationId: org, KeyId: cmd.KeyId, IssuedUnixMs: u.tx.Now().UnixMilli()}
+	told := &webhooksv1.Command{
+		// An event may teach the same more than once.
+		Id:             id.Derive(id.Command, "tell", cmd.Id, org, strconv.FormatInt(u.order, 10)),
+		OrganizationId: org, KeyId: cmd.KeyId, IssuedUnixMs: u.tx.Now().UnixMilli(),
+	}
 	if holder != "" {
 		told.Action = &webhooksv1.Command_ReleaseAccount{ReleaseAccount: &webhooksv1.ReleaseAccount{
 			Source: made.Source, Account: made.Account, ToOrganizationId: made.OrganizationId,
-			MovedUnixMs: made.CreatedUnixMs, Order: u.order,
+			MovedUnixMs: u.tx.Now().UnixMilli(), Order: u.order, Learnt: keeps,
 		}}
 	} else {
 		told.Action = &webhooksv1.Command_AdoptAccount{AdoptAccount: &webhooksv1.AdoptAccount{
-			Source: made.Source, Account: made.Account, MovedUnixMs: made.CreatedUnixMs, Order: u.order,
+			Source: made.Source, Account: made.Account, MovedUnixMs: u.tx.Now().UnixMilli(), Order: u.order,
 		}}
 	}
 	r, err := cloudevent.Command(told)

@@ -2,11 +2,11 @@ package routing
 
 import (
 	"fmt"
+	"strconv"
 
 	"github.com/twmb/franz-go/pkg/kgo"
 	"google.golang.org/protobuf/proto"
 
-	"github.com/betterdata/webhooks/internal/kafka"
 	"github.com/betterdata/webhooks/schemas"
 	webhooksv1 "github.com/betterdata/webhooks/schemas/webhooks/v1"
 )
@@ -66,39 +66,51 @@ func (u unit) goOn(account string) error {
 		return nil
 	}
 	more, err := u.handOn(account, connection)
-	if err != nil {
+	switch {
+	case err != nil:
 		return err
-	}
-	if more {
+	case u.closed.has(account):
+		u.rest(account)
+		return nil
+	case more:
 		u.postpone(account)
 		return nil
 	}
 	return u.goLive(account, connection)
 }
 
-// postpone leaves the rest of what an account holds to later transactions.
+// postpone leaves the rest of what an account holds to later transactions, which have the order of this one.
 func (u unit) postpone(account string) {
-	if !u.handingOn[account] {
-		u.handingOn[account] = true
-		u.tx.Put(schemas.UnroutedHeld, []byte(handingOnPrefix+account), []byte{1})
+	if _, on := u.handingOn[account]; !on {
+		u.handingOn[account] = u.order
+		u.tx.Put(schemas.UnroutedHeld, []byte(handingOnPrefix+account), strconv.AppendInt(nil, u.order, 10))
 	}
 }
 
 // rest ends the handing on, for good or until something else starts it again.
 func (u unit) rest(account string) {
-	if u.handingOn[account] {
+	if _, on := u.handingOn[account]; on {
 		delete(u.handingOn, account)
 		u.tx.Delete(schemas.UnroutedHeld, []byte(handingOnPrefix+account))
 	}
 }
 
-// goLive lets edges write directly.
+// goLive lets edges write directly, but where the account is shared.
 func (u unit) goLive(account string, connection *webhooksv1.Connection) error {
 	u.rest(account)
-	return u.put(schemas.Routes, account, &webhooksv1.Route{OrganizationId: connection.OrganizationId, Learned: connection.Learned})
+	holders, err := u.holders(account)
+	if err != nil {
+		return err
+	}
+	route := &webhooksv1.Route{OrganizationId: connection.OrganizationId, Learned: connection.Learned}
+	if len(holders.KeeperOrganizationIds) > 0 {
+		route.OrganizationId = ""
+	}
+	return u.put(schemas.Routes, account, route)
 }
 
-// handOn reports whether something is left.
+// handOn reports whether something is left. One that names another organization teaches that, and then the rest waits until
+// the account is handed over.
 func (u unit) handOn(account string, connection *webhooksv1.Connection) (more bool, err error) {
 	prefix := heldPrefix(account)
 	var keys [][]byte
@@ -129,11 +141,13 @@ func (u unit) handOn(account string, connection *webhooksv1.Connection) (more bo
 	}
 	for i, held := range events {
 		headers := headersOf(held)
-		org := destination(connection, kafka.ReadHeader(headers, schemas.HeaderNamedOrganization))
-		u.forward(org, held.Body, headers, kgo.RecordHeader{Key: schemas.HeaderRetained, Value: []byte(retainedHeld)})
+		if e := readEvent(&kgo.Record{Headers: headers}); teaches(&e, connection) {
+			return true, u.learnAnew(&e, connection)
+		}
+		u.forward(connection.OrganizationId, held.Body, headers, kgo.RecordHeader{Key: schemas.HeaderRetained, Value: []byte(retainedHeld)})
 		u.tx.Delete(schemas.UnroutedHeld, keys[i])
+		u.counts[resultHandedOn]++
 	}
-	u.counts[resultHandedOn] += len(events)
 	return more, nil
 }
 

@@ -72,6 +72,26 @@ func (u unit) holder(account string, current *webhooksv1.Connection) (string, er
 	return last, u.putHolders(account, holders)
 }
 
+// share notes who keeps what it knows of an account that has been learnt: those that did so far but for the one that is connected
+// now, and the holder where it keeps it too.
+func (u unit) share(account string, learned *webhooksv1.Connection, holder string, keeps bool) error {
+	holders, err := u.holders(account)
+	if err != nil {
+		return err
+	}
+	keepers := slices.DeleteFunc(slices.Clone(holders.KeeperOrganizationIds), func(org string) bool {
+		return org == learned.OrganizationId || org == holder
+	})
+	if keeps {
+		keepers = append(keepers, holder)
+	}
+	if slices.Equal(keepers, holders.KeeperOrganizationIds) {
+		return nil
+	}
+	holders.KeeperOrganizationIds = keepers
+	return u.putHolders(account, holders)
+}
+
 // adopted goes on once the last of an account's hand-overs has arrived. With several under way it may have gone through
 // several hands, in any order.
 func (u unit) adopted(a *webhooksv1.AccountAdopted) error {

@@ -121,6 +121,7 @@ func (u unit) giveUpOn(account string, now time.Time) error {
 		u.log.Error("an account was not handed over in time; its events go on, and one that is sent again may count twice",
 			"org", cmp.Or(connection.GetOrganizationId(), holders.LastOrganizationId), "account", account, "order", holders.HandingOver[at],
 			"since", time.UnixMilli(holders.SinceUnixMs[at]).UTC())
+		u.order = holders.HandingOver[at]
 		if err := u.ended(account, holders, at); err != nil {
 			return err
 		}

@@ -16,6 +16,10 @@
 // another is connected, and then hands it over. A moved account goes live again once it has been handed over: until then the
 // organization it was moved to does not know which of its events took effect.
 //
+// An account that is learnt anew, from an event that names another organization, is handed over too, but the first keeps a copy
+// of everything, for the account may pay for both. From then on it is shared: who was named last has the events that name
+// nobody, all go by the router, and a connection made by API takes the account from everybody who keeps something of it.
+//
 // A command with an Idempotency-Key comes from its organization's owner, and what became of it goes back there.
 //
 // What is handed on has its original id, source, body and headers; ce_retained says that it was held. Duplicates are
@@ -27,6 +31,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"strconv"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -74,8 +79,9 @@ func (r *Router) Spec() stream.Spec {
 type task struct {
 	*Router
 	partition *stream.Partition
-	// handingOn are the accounts that are connected and still have held events to be handed on: a copy of the markers in the store.
-	handingOn map[string]bool
+	// handingOn are the accounts that are connected and still have held events to be handed on, with the order of what began
+	// that: a copy of the markers in the store.
+	handingOn map[string]int64
 	// closed are those that wait to be handed over, shown how many of them the metric has.
 	closed closed
 	shown  int
@@ -101,9 +107,10 @@ func newTask(r *Router, p *stream.Partition) (*task, error) {
 
 // recall reads whose held events are being handed on, and which accounts wait to be handed over, from what is committed.
 func (t *task) recall() error {
-	t.handingOn = map[string]bool{}
-	err := t.partition.ReadScan(schemas.UnroutedHeld, []byte(handingOnPrefix), nil, func(key, _ []byte) bool {
-		t.handingOn[string(key[len(handingOnPrefix):])] = true
+	t.handingOn = map[string]int64{}
+	err := t.partition.ReadScan(schemas.UnroutedHeld, []byte(handingOnPrefix), nil, func(key, value []byte) bool {
+		order, _ := strconv.ParseInt(string(value), 10, 64) // none in the markers of before
+		t.handingOn[string(key[len(handingOnPrefix):])] = order
 		return true
 	})
 	if err != nil {
@@ -141,10 +148,11 @@ func (t *task) Advance(tx *stream.Tx, now time.Time) error {
 	if err := u.giveUp(now); err != nil {
 		return err
 	}
-	for account := range t.handingOn {
+	for account, order := range t.handingOn {
 		if t.spent.used() {
 			return nil
 		}
+		u.order = order
 		if err := u.goOn(account); err != nil {
 			return err
 		}

@@ -176,12 +176,13 @@ func TestWhatWasLearntGivesWayToWhatAnEventNames(t *testing.T) {
 	w := newWorld(t)
 	w.Process(event("evt_1", "cus_1", handled, "org_1"))
 	out := w.Process(event("evt_2", "cus_1", handled, "org_2"), event("evt_3", "cus_1", handled, ""))
-	require.Equal(t, []string{"org_2 evt_2", "org_2 evt_3"}, handedOn(out))
-	require.Equal(t, "org_2", w.route("cus_1"), "an event that names none goes where the last one did that named one")
+	require.Equal(t, []string{"org_2 evt_2 held", "org_2 evt_3 held"}, handedOn(w.handOver(out)))
+	require.Equal(t, []string{"org_2 evt_4"}, handedOn(w.Process(event("evt_4", "cus_1", handled, ""))),
+		"an event that names none goes where the last one did that named one")
 
 	w.handOver(w.Process(connect("org_3", "cus_1", true)))
-	out = w.Process(event("evt_4", "cus_1", handled, "org_1"))
-	require.Equal(t, []string{"org_3 evt_4"}, handedOn(out), "a connection made by API holds against what an event names")
+	out = w.Process(event("evt_5", "cus_1", handled, "org_1"))
+	require.Equal(t, []string{"org_3 evt_5"}, handedOn(out), "a connection made by API holds against what an event names")
 }
 
 func TestWhatWasLearntHoldsOnceItIsAskedForByAPI(t *testing.T) {

@@ -66,9 +66,6 @@ func (u unit) event(in *kgo.Record, e *event) error {
 // connected forwards a straggler, or holds it while earlier ones are being handed on. What was learnt is learnt anew
 // from an event that names another organization; what was made by API is not.
 func (u unit) connected(in *kgo.Record, e *event, connection *webhooksv1.Connection) error {
-	if destination(connection, e.named) != connection.OrganizationId {
-		return u.learn(in, e, "")
-	}
 	_, live, err := u.tx.Get(schemas.Routes, []byte(e.key()))
 	if err != nil {
 		return err
@@ -78,18 +75,15 @@ func (u unit) connected(in *kgo.Record, e *event, connection *webhooksv1.Connect
 		return u.keep(in, e)
 	case !live:
 		return u.hold(in, e)
+	case teaches(e, connection):
+		if err := u.learnAnew(e, connection); err != nil {
+			return err
+		}
+		return u.keep(in, e)
 	}
 	u.counts[resultForwarded]++
 	u.forward(connection.OrganizationId, in.Value, in.Headers)
 	return nil
-}
-
-// destination is the organization of an event of a connected account.
-func destination(connection *webhooksv1.Connection, named string) string {
-	if connection.Learned && named != "" {
-		return named
-	}
-	return connection.OrganizationId
 }
 
 // withoutAccount deals with an event that no connection can ever place.
@@ -106,18 +100,52 @@ func (u unit) withoutAccount(in *kgo.Record, e *event) error {
 	return u.dead(in, e, reasonNoAccount)
 }
 
-// learnFirst learns the organization of an account that none is connected to.
+// learnFirst learns the organization of an account that none is connected to, and has the account handed over by the one that held
+// it last. The event takes its place behind those held.
 func (u unit) learnFirst(in *kgo.Record, e *event) error {
-	holder, err := u.holder(e.key(), nil)
+	account := e.key()
+	holder, err := u.holder(account, nil)
 	if err != nil {
 		return err
 	}
-	return u.learn(in, e, holder)
+	learned, err := u.learn(e, holder, false)
+	if err != nil {
+		return err
+	}
+	if u.closed.has(account) {
+		return u.keep(in, e)
+	}
+	more, err := u.handOn(account, learned)
+	switch {
+	case err != nil:
+		return err
+	case u.closed.has(account):
+		return u.keep(in, e)
+	case more:
+		u.postpone(account)
+		return u.hold(in, e)
+	}
+	u.forward(learned.OrganizationId, in.Value, in.Headers)
+	return u.goLive(account, learned)
+}
+
+// teaches reports an event that names another organization than the one that the account was learnt for.
+func teaches(e *event, connection *webhooksv1.Connection) bool {
+	return connection.Learned && e.named != "" && e.named != connection.OrganizationId
+}
+
+// learnAnew connects an account that is live, or about to be, to the organization that its event names. The one that it was
+// learnt for keeps what it knows, and hands over a copy of what tells the events that took effect there: those that name
+// nobody come to the other from now on. It is learnt only once everybody before has handed over what they know: so who keeps
+// something of an account knew, when it came to that, of all events that had taken effect.
+func (u unit) learnAnew(e *event, connection *webhooksv1.Connection) error {
+	_, err := u.learn(e, connection.OrganizationId, true)
+	return err
 }
 
 // learn connects the account to the organization that its event names, and has it handed over by the one that holds it, ""
-// for none. The event takes its place behind those held.
-func (u unit) learn(in *kgo.Record, e *event, holder string) error {
+// for none, which may keep what it has.
+func (u unit) learn(e *event, holder string, keeps bool) (*webhooksv1.Connection, error) {
 	u.counts[resultLearned]++
 	account, org := e.key(), e.named
 	learned := &webhooksv1.Connection{
@@ -125,27 +153,12 @@ func (u unit) learn(in *kgo.Record, e *event, holder string) error {
 		Learned: true, Status: resource.ConnectionActive, CreatedUnixMs: u.tx.Now().UnixMilli(),
 	}
 	if err := u.put(schemas.Connections, account, learned); err != nil {
-		return err
+		return nil, err
 	}
-	if err := u.tell(&webhooksv1.Command{Id: e.eventID}, learned, holder); err != nil {
-		return err
+	if err := u.tell(&webhooksv1.Command{Id: e.eventID}, learned, holder, keeps); err != nil {
+		return nil, err
 	}
-	if u.closed.has(account) {
-		return u.keep(in, e)
-	}
-	more, err := u.handOn(account, learned)
-	if err != nil {
-		return err
-	}
-	if more {
-		if err := u.hold(in, e); err != nil {
-			return err
-		}
-		u.postpone(account)
-		return nil
-	}
-	u.forward(org, in.Value, in.Headers)
-	return u.goLive(account, learned)
+	return learned, u.share(account, learned, holder, keeps)
 }
 
 // forward puts an event on its organization's topic.

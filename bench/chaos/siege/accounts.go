@@ -26,8 +26,10 @@ type account struct {
 	connection *webhooksv1.Connection
 	// last held the account before it was disconnected.
 	last string
-	// held are the events that wait, by their ids, handingOver the hand-overs that they wait for.
-	held        []string
+	// keepers are those beside the connected one that the account was learnt for.
+	keepers []string
+	// held are the events that wait, handingOver the hand-overs that they wait for.
+	held        []heldBack
 	handingOver []int64
 	// told is what each organization was given: events, and what became of the account.
 	told           map[string][]string
@@ -35,6 +37,9 @@ type account struct {
 	// answers are those of organizations, which are none of the load.
 	answers int
 }
+
+// heldBack is an event that waits: its id, and the organization that it names.
+type heldBack struct{ id, named string }
 
 // apply is one record.
 func (a *account) apply(r *kgo.Record) error {
@@ -49,7 +54,7 @@ func (a *account) apply(r *kgo.Record) error {
 			if at := slices.Index(a.handingOver, adopted.Order); at >= 0 {
 				a.handingOver = slices.Delete(a.handingOver, at, at+1)
 			}
-			a.handOn()
+			a.handOn(r.Offset + 1)
 			return nil
 		}
 		if cmd.GetDeleteConnection() != nil {
@@ -62,28 +67,67 @@ func (a *account) apply(r *kgo.Record) error {
 	event, row := header(schemas.HeaderEventID), a.row(header, r)
 	switch named := header(schemas.HeaderNamedOrganization); {
 	case a.connection != nil:
-		a.hold(event, row)
+		a.hold(event, named, row, r.Offset+1)
 	case !billing.Handles(header(schemas.HeaderType)):
 		row.Outcome, row.Reason = schemas.OutcomeIgnored, "unhandled_type"
 		a.rows = append(a.rows, canonical(row))
 	case named != "":
-		a.connection = &webhooksv1.Connection{
-			Id: id.Derive(id.Connection, a.key, event), OrganizationId: named, Source: schemas.SourceStripe,
-			Account: header(schemas.HeaderAccount), Learned: true, Status: resource.ConnectionActive,
-		}
-		a.tell(named, "adopt "+a.key)
-		a.held = append(a.held, event)
-		a.handOn()
+		a.take(named, r.Offset+1)
+		a.connection = a.learnt(event, named)
+		a.hold(event, named, row, r.Offset+1)
 	default:
-		a.hold(event, row)
+		a.hold(event, named, row, r.Offset+1)
 	}
 	return nil
 }
 
+// learnt is the connection that an event teaches.
+func (a *account) learnt(event, named string) *webhooksv1.Connection {
+	source, account, _ := strings.Cut(a.key, "/")
+	return &webhooksv1.Connection{
+		Id: id.Derive(id.Connection, a.key, event), OrganizationId: named, Source: source, Account: account,
+		Learned: true, Status: resource.ConnectionActive,
+	}
+}
+
+// learnAnew leaves what the first knows there.
+func (a *account) learnAnew(event, named string, order int64) {
+	first := a.connection.OrganizationId
+	a.tell(first, fmt.Sprintf("release %s to %s, order %d, a copy", a.key, named, order))
+	a.handingOver = append(a.handingOver, order)
+	a.keepers = append(slices.DeleteFunc(a.keepers, func(org string) bool { return org == named }), first)
+	a.connection = a.learnt(event, named)
+}
+
+// take gives the account to an organization, all of it from who holds it or held it last.
+func (a *account) take(org string, order int64) {
+	switch holder := cmp.Or(a.connection.GetOrganizationId(), a.last); holder {
+	case org: // it has the account still
+	case "":
+		a.tell(org, "adopt "+a.key)
+	default:
+		a.release(holder, org, order)
+	}
+	a.last, a.keepers = "", slices.DeleteFunc(a.keepers, func(keeper string) bool { return keeper == org })
+}
+
+func (a *account) release(holder, to string, order int64) {
+	a.tell(holder, fmt.Sprintf("release %s to %s, order %d", a.key, to, order))
+	a.handingOver = append(a.handingOver, order)
+}
+
+// gather takes the account from who keeps it, for one that is connected by API.
+func (a *account) gather(to string, order int64) {
+	for _, keeper := range a.keepers {
+		a.release(keeper, to, order)
+	}
+	a.keepers = nil
+}
+
 // hold lets an event wait where it has to, and says so.
-func (a *account) hold(event string, row *webhooksv1.InboundRow) {
-	a.held = append(a.held, event)
-	if a.handOn(); len(a.held) > 0 {
+func (a *account) hold(event, named string, row *webhooksv1.InboundRow, order int64) {
+	a.held = append(a.held, heldBack{event, named})
+	if a.handOn(order); len(a.held) > 0 {
 		row.Outcome = schemas.OutcomeUnrouted
 		a.rows = append(a.rows, canonical(row))
 	}
@@ -91,11 +135,16 @@ func (a *account) hold(event string, row *webhooksv1.InboundRow) {
 
 func (a *account) tell(org string, what ...string) { a.told[org] = append(a.told[org], what...) }
 
-// handOn gives what is held to the organization, once all of the account is there.
-func (a *account) handOn() {
-	if len(a.handingOver) == 0 && a.connection != nil {
-		a.tell(a.connection.OrganizationId, a.held...)
-		a.held = nil
+// handOn gives what is held to the organization, while all of the account is there: up to an event that teaches another.
+func (a *account) handOn(order int64) {
+	for len(a.handingOver) == 0 && a.connection != nil && len(a.held) > 0 {
+		e := a.held[0]
+		if a.connection.Learned && e.named != "" && e.named != a.connection.OrganizationId {
+			a.learnAnew(e.id, e.named, order)
+			return
+		}
+		a.tell(a.connection.OrganizationId, e.id)
+		a.held = a.held[1:]
 	}
 }
 
@@ -109,22 +158,16 @@ func (a *account) row(header func(string) string, r *kgo.Record) *webhooksv1.Inb
 
 func (a *account) connect(cmd *webhooksv1.Command, order int64) {
 	if a.connection.GetOrganizationId() != cmd.OrganizationId {
-		switch holder := cmp.Or(a.connection.GetOrganizationId(), a.last); holder {
-		case cmd.OrganizationId: // it has the account still
-		case "":
-			a.tell(cmd.OrganizationId, "adopt "+a.key)
-		default:
-			a.tell(holder, fmt.Sprintf("release %s to %s, order %d", a.key, cmd.OrganizationId, order))
-			a.handingOver = append(a.handingOver, order)
-		}
+		a.take(cmd.OrganizationId, order)
 		a.connection = proto.CloneOf(cmd.GetCreateConnection().Connection)
-		a.connection.OrganizationId, a.last = cmd.OrganizationId, ""
-		a.handOn()
+		a.connection.OrganizationId = cmd.OrganizationId
 	}
+	a.gather(cmd.OrganizationId, order)
 	a.connection.Learned = false // who asks for what was learnt has it by API
 	a.outcomes = append(a.outcomes, canonical(&webhooksv1.CommandOutcome{
 		CommandId: cmd.Id, Result: &webhooksv1.CommandOutcome_Connection{Connection: a.connection},
 	}))
+	a.handOn(order)
 }
 
 // disconnect takes the connection away, if it is the one that is meant.
@@ -209,15 +252,19 @@ func (j *judge) account(a *account, connections, routes, held map[string][]byte)
 	for i := range waits {
 		waits[i] = waits[i][21:]
 	}
-	j.sequence(a.key, schemas.UnroutedHeld, a.held, waits)
+	var want []string
+	for _, e := range a.held {
+		want = append(want, e.id)
+	}
+	j.sequence(a.key, schemas.UnroutedHeld, want, waits)
 	maps.Copy(j.forwarded, a.told)
+	holders := &webhooksv1.AccountHolders{}
+	_ = proto.Unmarshal(held["!holders/"+a.key], holders)
+	delete(held, "!holders/"+a.key)
+	if expected := (&webhooksv1.AccountHolders{LastOrganizationId: a.last, KeeperOrganizationIds: a.keepers}); !proto.Equal(holders, expected) {
+		j.differ(a.key, "on %s:\nexpected: %v\nfound: %v", schemas.UnroutedHeld, expected, holders)
+	}
 	if a.connection == nil {
-		holders := &webhooksv1.AccountHolders{}
-		_ = proto.Unmarshal(held["!holders/"+a.key], holders)
-		if holders.LastOrganizationId != a.last || len(holders.HandingOver) > 0 {
-			j.differ(a.key, "on %s, expected %q to have held it last: %v", schemas.UnroutedHeld, a.last, holders)
-		}
-		delete(held, "!holders/"+a.key)
 		return
 	}
 	connection, route := &webhooksv1.Connection{}, &webhooksv1.Route{}
@@ -225,7 +272,11 @@ func (j *judge) account(a *account, connections, routes, held map[string][]byte)
 	if canonical(connection) != canonical(a.connection) {
 		j.differ(a.key, "on %s:\nexpected: %v\nfound: %v", schemas.Connections, a.connection, connection)
 	}
-	if route.OrganizationId != a.connection.OrganizationId || route.Learned != a.connection.Learned {
+	leads := a.connection.OrganizationId
+	if len(a.keepers) > 0 {
+		leads = "" // edges follow none
+	}
+	if route.OrganizationId != leads || route.Learned != a.connection.Learned {
 		j.differ(a.key, "on %s, which should lead as its connection does: %v", schemas.Routes, route)
 	}
 	delete(connections, a.key)
@@ -280,7 +331,11 @@ func (j *judge) forwardedTo(org string, inputs []*kgo.Record) (n int) {
 			got = append(got, "adopt "+schemas.AccountKey(cmd.GetAdoptAccount().Source, cmd.GetAdoptAccount().Account))
 		case cmd.GetReleaseAccount() != nil:
 			r := cmd.GetReleaseAccount()
-			got = append(got, fmt.Sprintf("release %s to %s, order %d", schemas.AccountKey(r.Source, r.Account), r.ToOrganizationId, r.Order))
+			line := fmt.Sprintf("release %s to %s, order %d", schemas.AccountKey(r.Source, r.Account), r.ToOrganizationId, r.Order)
+			if r.Learnt {
+				line += ", a copy"
+			}
+			got = append(got, line)
 		}
 	}
 	delete(j.forwarded, org)

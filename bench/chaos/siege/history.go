@@ -22,6 +22,7 @@ const (
 	connected            // held until the organization connects its account
 	learnt               // held until an event names the organization
 	moving               // held until it is connected, and then moved about between organizations
+	shared               // learnt for one organization after another, and moved by API now and then
 	stranger             // held, for nobody ever connects the account
 )
 
@@ -56,8 +57,8 @@ type subscription struct {
 // message is an event or a command on its way.
 type message struct {
 	eventType, id string
-	// names says that the event names its organization in its metadata.
-	names bool
+	// named is the organization that the event names in its metadata, "" for none.
+	named string
 	body  []byte
 	// command is set instead of a body.
 	command *webhooksv1.Command
@@ -74,6 +75,8 @@ func wayOf(n int) way {
 		return learnt
 	case 13, 15:
 		return moving
+	case 17:
+		return shared
 	case 19:
 		if n%100 == 19 {
 			return stranger
@@ -90,19 +93,20 @@ func newOrganization(n int, rng *rand.Rand) *organization {
 func (o *organization) account() string { return schemas.AccountKey(schemas.SourceStripe, o.customer) }
 
 // connectAfter and keep bound how long events are held, and how many are remembered to be sent again. An account that is
-// moved about is so after moveAfter messages.
+// moved about is so after moveAfter messages, one that is shared after moveSharedAfter.
 const (
-	connectAfter = 4
-	moveAfter    = 4
-	keep         = 6
+	connectAfter    = 4
+	moveAfter       = 4
+	moveSharedAfter = 20
+	keep            = 6
 )
 
-// holders are the organizations that an account is moved about between.
+// holders are the organizations that an account is moved about between, or learnt for.
 func (o *organization) holders() []string { return []string{o.name, o.name + "-b", o.name + "-c"} }
 
 // again is how many of a hundred messages were sent before.
 func (o *organization) again() int {
-	if o.way == moving {
+	if o.way == moving || o.way == shared {
 		return 30
 	}
 	return 6
@@ -119,11 +123,8 @@ func (o *organization) next(now time.Time) *message {
 		o.known = true
 		return o.connect(o.name)
 	}
-	if o.way == moving && o.known && o.rng.IntN(moveAfter) == 0 {
-		if o.connection != nil && o.rng.IntN(4) == 0 {
-			return o.disconnect()
-		}
-		return o.connect(o.holders()[o.rng.IntN(3)])
+	if m := o.move(); m != nil {
+		return m
 	}
 	for i, m := range o.late {
 		if m.overtaken--; m.overtaken < 0 {
@@ -136,7 +137,7 @@ func (o *organization) next(now time.Time) *message {
 	}
 	m := o.event(now)
 	if o.way == learnt && !o.known && o.sent > len(o.endpoints)+connectAfter {
-		o.known, m.names = true, true
+		o.known, m.named = true, o.name
 	}
 	o.remember(m)
 	if o.rng.IntN(100) < 6 {
@@ -147,6 +148,23 @@ func (o *organization) next(now time.Time) *message {
 		o.remember(m)
 	}
 	return m
+}
+
+// move is what an admin does to the account now and then; nil for nothing. What was connected of a shared account is
+// disconnected soon, and learnt again.
+func (o *organization) move() *message {
+	switch {
+	case o.way == moving && o.known && o.rng.IntN(moveAfter) == 0:
+		if o.connection != nil && o.rng.IntN(4) == 0 {
+			return o.disconnect()
+		}
+	case o.way == shared && o.connection != nil && o.rng.IntN(moveAfter) == 0:
+		return o.disconnect()
+	case o.way == shared && o.sent > len(o.endpoints) && o.rng.IntN(moveSharedAfter) == 0:
+	default:
+		return nil
+	}
+	return o.connect(o.holders()[o.rng.IntN(3)])
 }
 
 func (o *organization) remember(m *message) {
@@ -219,6 +237,9 @@ func (o *organization) disconnect() *message {
 func (o *organization) event(now time.Time) *message {
 	o.made++
 	m := &message{id: fmt.Sprintf("evt_%s_%06d", o.name, o.made)}
+	if o.way == shared && o.rng.IntN(2) == 0 {
+		m.named = o.holders()[o.rng.IntN(3)]
+	}
 	created := platformTime(now)
 	switch r := o.rng.IntN(100); {
 	case r < 2:

@@ -12,6 +12,8 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/betterdata/webhooks/bench/chaos/fire"
+	"github.com/betterdata/webhooks/internal/kafka"
+	"github.com/betterdata/webhooks/processor/billing"
 	"github.com/betterdata/webhooks/processor/commands"
 	"github.com/betterdata/webhooks/processor/dedupe"
 	"github.com/betterdata/webhooks/processor/plans"
@@ -27,8 +29,8 @@ type verdict struct {
 	// compared counts outputs by topic.
 	compared             map[string]int
 	inputs, orgs, timers int
-	// moves of accounts, and how often an event came to an organization that another one had seen.
-	moves, recognised int
+	// moves of accounts, those that were learnt, and how often an event came to an organization that another one had seen.
+	moves, learnt, recognised int
 	// differences are told one by one, so many of them, but all are counted.
 	differences []string
 	count       int
@@ -171,9 +173,10 @@ func (j *judge) organizations(p int32) error {
 	if err != nil {
 		return err
 	}
+	known := known(inputs)
 	models, forwarded := map[string]*model{}, 0
 	for _, org := range slices.Sorted(maps.Keys(all)) {
-		models[org] = j.organization(all[org], endpoints)
+		models[org] = j.organization(all[org], known, endpoints)
 		forwarded += j.forwardedTo(org, all[org].inputs)
 	}
 	j.accepted(schemas.Inbound, p, len(inputs)-forwarded)
@@ -185,6 +188,28 @@ func (j *judge) organizations(p int32) error {
 		}
 	}
 	return j.fanOut(p, all, models)
+}
+
+// known is what was known before each of a partition's events of that event: its organizations have one memory.
+func known(inputs []*kgo.Record) map[*kgo.Record]dedupe.Known {
+	before, memory := map[*kgo.Record]dedupe.Known{}, map[dedupe.Key]dedupe.Known{}
+	for _, in := range inputs {
+		if cmd := commandOf(in); cmd != nil {
+			handed, _ := remembered(cmd.GetRememberEvents()) // what cannot be read is told by the model
+			for key, is := range handed {
+				memory[key] = more(memory[key], is)
+			}
+			continue
+		}
+		key, is := keyOf(in), dedupe.Done
+		before[in] = memory[key]
+		e := &billing.Event{Type: kafka.ReadHeader(in.Headers, schemas.HeaderType)}
+		if billing.Handles(e.Type) && billing.Decode(in.Value, e) != billing.Usable {
+			is = dedupe.Dead
+		}
+		memory[key] = more(memory[key], is)
+	}
+	return before
 }
 
 // owner is the organization of an output, "" where it is the router's.
@@ -281,15 +306,15 @@ func endpointText(value []byte) string {
 }
 
 // organization lets the model work and compares.
-func (j *judge) organization(l *organizationLog, endpoints map[string]int) *model {
+func (j *judge) organization(l *organizationLog, known map[*kgo.Record]dedupe.Known, endpoints map[string]int) *model {
 	j.orgs++
 	m := newModel(l, j.plans, j.applier)
-	m.handOvers, m.events = j.handOvers, j.events
+	m.handOvers, m.events, m.known, m.partitions = j.handOvers, j.events, known, j.partitions
 	m = explain(m)
 	if m.wrong != nil {
 		j.differ(l.name, "%v", m.wrong)
 	}
-	j.timers, j.moves, j.recognised = j.timers+m.timers, j.moves+m.moves, j.recognised+m.recognised
+	j.timers, j.moves, j.learnt, j.recognised = j.timers+m.timers, j.moves+m.moves, j.learnt+m.learnt, j.recognised+m.recognised
 	for _, at := range m.follow {
 		j.follow[at]++
 	}

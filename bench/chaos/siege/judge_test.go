@@ -148,13 +148,14 @@ func written(t *testing.T, applier *commands.Applier, orgs []*organization) pape
 // someOrganizations are of partition 0, as are the accounts of those that have to be connected.
 func someOrganizations() (orgs []*organization) {
 	found := map[way]int{}
-	for n := 0; len(orgs) < 8; n++ {
+	for n := 0; len(orgs) < 9; n++ {
 		o := newOrganization(n, rand.New(rand.NewPCG(1, uint64(n))))
 		elsewhere := func(key string) bool { return kafka.PartitionOf(key, streamtest.Partitions) != 0 }
-		if elsewhere(o.name) || o.way != direct && elsewhere(o.account()) || o.way == moving && slices.ContainsFunc(o.holders(), elsewhere) {
+		if elsewhere(o.name) || o.way != direct && elsewhere(o.account()) ||
+			(o.way == moving || o.way == shared) && slices.ContainsFunc(o.holders(), elsewhere) {
 			continue
 		}
-		if found[o.way]++; found[o.way] <= map[way]int{direct: 4, connected: 1, learnt: 1, stranger: 1, moving: 1}[o.way] {
+		if found[o.way]++; found[o.way] <= map[way]int{direct: 4, connected: 1, learnt: 1, stranger: 1, moving: 1, shared: 1}[o.way] {
 			orgs = append(orgs, o)
 		}
 	}
@@ -190,6 +191,7 @@ func TestTheJudgeSeesWhatIsWrong(t *testing.T) {
 	v := verdictOn(whole)
 	require.Empty(t, v.differences, "nothing is wrong")
 	require.Positive(t, v.timers, "timers ran")
+	require.Positive(t, v.learnt, "accounts were learnt anew")
 	everywhere := append([]string{
 		schemas.Billing, schemas.InboundSeen, schemas.EventRows, schemas.Deliveries, schemas.DeliveryRows,
 		schemas.Inbound, schemas.InboundUnrouted,

@@ -159,8 +159,8 @@ func record(o *organization, m *message, now time.Time) *kgo.Record {
 	switch {
 	case o.way == direct:
 		r.Headers = append(r.Headers, kgo.RecordHeader{Key: schemas.HeaderOrganization, Value: []byte(o.name)})
-	case m.names:
-		r.Headers = append(r.Headers, kgo.RecordHeader{Key: schemas.HeaderNamedOrganization, Value: []byte(o.name)})
+	case m.named != "":
+		r.Headers = append(r.Headers, kgo.RecordHeader{Key: schemas.HeaderNamedOrganization, Value: []byte(m.named)})
 	}
 	return r
 }

@@ -44,17 +44,20 @@ type model struct {
 
 	state     billing.State
 	endpoints memory
-	seen      map[dedupe.Key]dedupe.Known
+	seen      map[dedupe.Key]dedupe.Known // by the organization, or by who told it
 	timers    int
 
-	// handOvers and events are those on the log. follow are the hand-overs that follow, marks where accounts went that were
-	// released, handed the events that others had seen, recognised how often one of these came again.
-	handOvers         handOvers
-	events            map[dedupe.Key]bool
-	follow            []string
-	marks             map[string]mark
-	handed            map[dedupe.Key]bool
-	moves, recognised int
+	// handOvers and events are those on the log, known what the organization's partition knew of each input's event before
+	// it. follow are the hand-overs that follow, marks where accounts went that were released, recognised how often an event
+	// came again that others had seen.
+	handOvers                 handOvers
+	events                    map[dedupe.Key]bool
+	known                     map[*kgo.Record]dedupe.Known
+	partitions                int32
+	follow                    []string
+	marks                     map[string]mark
+	used                      map[dedupe.Key]bool // here
+	moves, learnt, recognised int
 }
 
 // organizationLog is what is on the log of one organization.
@@ -70,7 +73,7 @@ func newModel(l *organizationLog, p *plans.Plans, applier *commands.Applier) *mo
 	return &model{
 		organizationLog: l, plans: p, applier: applier,
 		compared: map[string]int{}, endpoints: memory{}, seen: map[dedupe.Key]dedupe.Known{},
-		marks: map[string]mark{}, handed: map[dedupe.Key]bool{},
+		marks: map[string]mark{}, used: map[dedupe.Key]bool{},
 	}
 }
 
@@ -129,7 +132,7 @@ func (m *model) runTimer() (fork *model) {
 func (m *model) clone() *model {
 	c := *m
 	c.compared, c.endpoints, c.seen = maps.Clone(m.compared), maps.Clone(m.endpoints), maps.Clone(m.seen)
-	c.follow, c.marks, c.handed = slices.Clone(m.follow), maps.Clone(m.marks), maps.Clone(m.handed)
+	c.follow, c.marks, c.used = slices.Clone(m.follow), maps.Clone(m.marks), maps.Clone(m.used)
 	c.state = billing.State{Record: proto.CloneOf(m.state.Record)}
 	return &c
 }
@@ -147,21 +150,22 @@ func (m *model) apply(in *kgo.Record) {
 		AcceptedUnixMS: cloudevent.Time([]byte(header(schemas.HeaderAcceptedAt)), in.Timestamp).UnixMilli(),
 	}
 	key := keyOf(in)
-	if m.handed[key] {
+	before := m.known[in]
+	if before != dedupe.New && !m.used[key] {
 		m.recognised++
 	}
-	if m.seen[key] == dedupe.Done {
+	if before == dedupe.Done {
 		return
 	}
 	outcome, reason := m.event(e, in.Value)
 	known := dedupe.Done
 	if outcome == schemas.OutcomeDead {
-		if m.seen[key] == dedupe.Dead {
+		if before == dedupe.Dead {
 			return
 		}
 		known = dedupe.Dead
 	}
-	m.seen[key] = known
+	m.seen[key], m.used[key] = known, true
 	row := &webhooksv1.InboundRow{
 		Source: schemas.SourceStripe, SourceEventId: e.ID, EventId: e.EventID, OrganizationId: m.name,
 		Account: header(schemas.HeaderAccount), Type: e.Type, Outcome: outcome, Reason: reason, ReceivedUnixMs: e.AcceptedUnixMS,

@@ -88,8 +88,9 @@ func (j *judge) handedOver() {
 
 // mark is where an account went that the organization had to release.
 type mark struct {
-	to    string
-	order int64
+	to     string
+	order  int64
+	learnt bool
 }
 
 // moved applies a command that tells of an account, and reports whether it was one.
@@ -121,13 +122,19 @@ func (m *model) hands(to, id string) *webhooksv1.Command {
 }
 
 func (m *model) release(cmd *webhooksv1.Command, r *webhooksv1.ReleaseAccount) {
-	m.moves++
+	if m.moves++; r.Learnt {
+		m.learnt++
+	}
 	given := m.hands(r.ToOrganizationId, id.Derive(id.Command, "adopt", cmd.Id))
-	released, held := billing.Release(m.state, billing.Move{
-		Organization: m.name, CustomerID: r.Account, CauseID: cmd.Id, AtUnixMS: given.IssuedUnixMs,
-	}, m.plans)
-	m.take(&released)
-	m.committed()
+	held := billing.Settled(m.state)
+	if !r.Learnt {
+		var released billing.Result
+		released, held = billing.Release(m.state, billing.Move{
+			Organization: m.name, CustomerID: r.Account, CauseID: cmd.Id, AtUnixMS: given.IssuedUnixMs,
+		}, m.plans)
+		m.take(&released)
+		m.committed()
+	}
 	want := &webhooksv1.AdoptAccount{
 		Source: r.Source, Account: r.Account, MovedUnixMs: r.MovedUnixMs, Order: r.Order, FromOrganizationId: m.name,
 		Subscriptions: held.Subscriptions, FailedInvoices: held.FailedInvoices,
@@ -136,11 +143,19 @@ func (m *model) release(cmd *webhooksv1.Command, r *webhooksv1.ReleaseAccount) {
 	if m.wrong == nil && !proto.Equal(given.GetAdoptAccount(), want) {
 		m.wrong = fmt.Errorf("handed over by %s:\nexpected: %v\nfound: %v", cmd.Id, want, given.GetAdoptAccount())
 	}
+	m.marks[schemas.AccountKey(r.Source, r.Account)] = mark{r.ToOrganizationId, r.Order, r.Learnt}
+	if r.Learnt && m.near(r.ToOrganizationId) {
+		return // it has what is known of events
+	}
 	remembered := id.Derive(id.Command, "remember", cmd.Id, "0")
 	if len(m.seen) > 0 || m.handOvers[handOverKey(r.ToOrganizationId, remembered)] != nil {
 		m.handsEvents(m.hands(r.ToOrganizationId, remembered).GetRememberEvents())
 	}
-	m.marks[schemas.AccountKey(r.Source, r.Account)] = mark{r.ToOrganizationId, r.Order}
+}
+
+// near reports an organization of the same partition.
+func (m *model) near(org string) bool {
+	return kafka.PartitionOf(org, m.partitions) == kafka.PartitionOf(m.name, m.partitions)
 }
 
 // handsEvents compares what is known of an account's events with what was handed over of it. That may have more: what another
@@ -185,36 +200,42 @@ func (m *model) remember(cmd *webhooksv1.Command, r *webhooksv1.RememberEvents) 
 		m.wrong = err
 	}
 	for key, known := range handed {
-		if m.seen[key] == dedupe.New || m.seen[key] == dedupe.Dead && known == dedupe.Done {
-			m.seen[key] = known
-			m.handed[key] = true
-		}
+		m.seen[key] = more(m.seen[key], known)
 	}
 	m.onward(cmd, r.Source, r.Account, r.Order)
 }
 
-// onward says that a command goes on to where the account has gone since.
-func (m *model) onward(cmd *webhooksv1.Command, source, account string, order int64) bool {
-	gone, moved := m.marks[schemas.AccountKey(source, account)]
-	if !moved || gone.order <= order {
-		return false
+// more is what is known of an event of which two know something.
+func more(a, b dedupe.Known) dedupe.Known {
+	if a == dedupe.New || a == dedupe.Dead && b == dedupe.Done {
+		return b
 	}
-	m.hands(gone.to, cmd.Id)
-	return true
+	return a
+}
+
+// onward gives the mark of where the account has gone since, nil for nowhere, and the command that goes on to there.
+func (m *model) onward(cmd *webhooksv1.Command, source, account string, order int64) (*mark, *webhooksv1.Command) {
+	if gone, moved := m.marks[schemas.AccountKey(source, account)]; moved && gone.order > order {
+		return &gone, m.hands(gone.to, cmd.Id)
+	}
+	return nil, nil
 }
 
 func (m *model) adopt(cmd *webhooksv1.Command, a *webhooksv1.AdoptAccount) {
-	if m.onward(cmd, a.Source, a.Account, a.Order) {
+	account := schemas.AccountKey(a.Source, a.Account)
+	gone, told := m.onward(cmd, a.Source, a.Account, a.Order)
+	switch {
+	case gone == nil:
+		delete(m.marks, account)
+		if a.FromOrganizationId == "" {
+			return // the router's, which knows nothing of the account
+		}
+		told = m.hands(account, id.Derive(id.Command, "adopted", cmd.Id))
+	case !gone.learnt:
 		return
 	}
-	account := schemas.AccountKey(a.Source, a.Account)
-	delete(m.marks, account)
-	if a.FromOrganizationId == "" {
-		return // the router's, which knows nothing of the account
-	}
-	answer := m.hands(account, id.Derive(id.Command, "adopted", cmd.Id))
 	adopted := billing.Adopt(m.state, billing.Move{
-		Organization: m.name, CustomerID: a.Account, CauseID: cmd.Id, AtUnixMS: answer.IssuedUnixMs,
+		Organization: m.name, CustomerID: a.Account, CauseID: cmd.Id, AtUnixMS: told.IssuedUnixMs,
 	}, billing.Holding{
 		Subscriptions: a.Subscriptions, FailedInvoices: a.FailedInvoices,
 		SettledInvoices: a.SettledInvoices, SettledUnixMS: a.SettledUnixMs,
@@ -231,7 +252,7 @@ func (j *judge) marksAre(models map[string]*model) {
 			key := "moved/" + org + "/" + account
 			found := &webhooksv1.MovedAccount{}
 			_ = proto.Unmarshal(left[key], found)
-			if found.OrganizationId != gone.to || found.Order != gone.order {
+			if found.OrganizationId != gone.to || found.Order != gone.order || found.Learnt != gone.learnt {
 				j.differ(org, "%s was moved to %s, and the mark says: %v", account, gone.to, found)
 			}
 			delete(left, key)

@@ -320,7 +320,9 @@ type MovedAccount struct {
 	OrganizationId string                 `protobuf:"bytes,1,opt,name=organization_id,json=organizationId,proto3" json:"organization_id,omitempty"`
 	MovedUnixMs    int64                  `protobuf:"varint,2,opt,name=moved_unix_ms,json=movedUnixMs,proto3" json:"moved_unix_ms,omitempty"`
 	// As in ReleaseAccount.
-	Order         int64 `protobuf:"varint,3,opt,name=order,proto3" json:"order,omitempty"`
+	Order int64 `protobuf:"varint,3,opt,name=order,proto3" json:"order,omitempty"`
+	// As in ReleaseAccount: events that name this organization itself stay.
+	Learnt        bool `protobuf:"varint,4,opt,name=learnt,proto3" json:"learnt,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -374,6 +376,13 @@ func (x *MovedAccount) GetOrder() int64 {
 		return x.Order
 	}
 	return 0
+}
+
+func (x *MovedAccount) GetLearnt() bool {
+	if x != nil {
+		return x.Learnt
+	}
+	return false
 }
 
 // Subscription is the newest known state of one subscription.
@@ -1223,11 +1232,12 @@ const file_webhooks_v1_billing_proto_rawDesc = "" +
 	"\bcurrency\x18\a \x01(\tR\bcurrency\x12#\n" +
 	"\rattempt_count\x18\b \x01(\rR\fattemptCount\x12\"\n" +
 	"\rended_unix_ms\x18\t \x01(\x03R\vendedUnixMsB\t\n" +
-	"\a_amount\"q\n" +
+	"\a_amount\"\x89\x01\n" +
 	"\fMovedAccount\x12'\n" +
 	"\x0forganization_id\x18\x01 \x01(\tR\x0eorganizationId\x12\"\n" +
 	"\rmoved_unix_ms\x18\x02 \x01(\x03R\vmovedUnixMs\x12\x14\n" +
-	"\x05order\x18\x03 \x01(\x03R\x05order\"\xf5\x04\n" +
+	"\x05order\x18\x03 \x01(\x03R\x05order\x12\x16\n" +
+	"\x06learnt\x18\x04 \x01(\bR\x06learnt\"\xf5\x04\n" +
 	"\fSubscription\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1f\n" +
 	"\vcustomer_id\x18\x02 \x01(\tR\n" +

@@ -974,7 +974,10 @@ type ReleaseAccount struct {
 	MovedUnixMs int64 `protobuf:"varint,4,opt,name=moved_unix_ms,json=movedUnixMs,proto3" json:"moved_unix_ms,omitempty"`
 	// A later change of the account's connection has a higher one, whatever the clock says: one more than the offset, in the
 	// account's partition of `inbound.unrouted`, of the record that made it.
-	Order         int64 `protobuf:"varint,5,opt,name=order,proto3" json:"order,omitempty"`
+	Order int64 `protobuf:"varint,5,opt,name=order,proto3" json:"order,omitempty"`
+	// The account was learnt for another organization, and may be paying for both: this one keeps what it knows and hands over
+	// a copy of what tells which events took effect.
+	Learnt        bool `protobuf:"varint,6,opt,name=learnt,proto3" json:"learnt,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1042,6 +1045,13 @@ func (x *ReleaseAccount) GetOrder() int64 {
 		return x.Order
 	}
 	return 0
+}
+
+func (x *ReleaseAccount) GetLearnt() bool {
+	if x != nil {
+		return x.Learnt
+	}
+	return false
 }
 
 // AdoptAccount tells an organization that an account is connected to it, and what another one knew of it.
@@ -2132,13 +2142,14 @@ const file_webhooks_v1_command_proto_rawDesc = "" +
 	"\x10DeleteConnection\x12#\n" +
 	"\rconnection_id\x18\x01 \x01(\tR\fconnectionId\x12\x16\n" +
 	"\x06source\x18\x02 \x01(\tR\x06source\x12\x18\n" +
-	"\aaccount\x18\x03 \x01(\tR\aaccount\"\xaa\x01\n" +
+	"\aaccount\x18\x03 \x01(\tR\aaccount\"\xc2\x01\n" +
 	"\x0eReleaseAccount\x12\x16\n" +
 	"\x06source\x18\x01 \x01(\tR\x06source\x12\x18\n" +
 	"\aaccount\x18\x02 \x01(\tR\aaccount\x12,\n" +
 	"\x12to_organization_id\x18\x03 \x01(\tR\x10toOrganizationId\x12\"\n" +
 	"\rmoved_unix_ms\x18\x04 \x01(\x03R\vmovedUnixMs\x12\x14\n" +
-	"\x05order\x18\x05 \x01(\x03R\x05order\"\x85\x03\n" +
+	"\x05order\x18\x05 \x01(\x03R\x05order\x12\x16\n" +
+	"\x06learnt\x18\x06 \x01(\bR\x06learnt\"\x85\x03\n" +
 	"\fAdoptAccount\x12\x16\n" +
 	"\x06source\x18\x01 \x01(\tR\x06source\x12\x18\n" +
 	"\aaccount\x18\x02 \x01(\tR\aaccount\x12\"\n" +

@@ -129,8 +129,9 @@ func (x *Connection) GetCreatedUnixMs() int64 {
 // Route is where the edge sends an account's events. Value of the table `routes`, key `<source>/<account>`. It is
 // written by the router task alone, after every held event of the account was handed on.
 type Route struct {
-	state          protoimpl.MessageState `protogen:"open.v1"`
-	OrganizationId string                 `protobuf:"bytes,1,opt,name=organization_id,json=organizationId,proto3" json:"organization_id,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Empty where the account is live and edges follow no route, for it is shared: who its events are for the router says.
+	OrganizationId string `protobuf:"bytes,1,opt,name=organization_id,json=organizationId,proto3" json:"organization_id,omitempty"`
 	// The connection was learnt, not made by API: an event that names another organization does not follow it.
 	Learned       bool `protobuf:"varint,2,opt,name=learned,proto3" json:"learned,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -191,9 +192,12 @@ type AccountHolders struct {
 	// connected.
 	LastOrganizationId string `protobuf:"bytes,2,opt,name=last_organization_id,json=lastOrganizationId,proto3" json:"last_organization_id,omitempty"`
 	// When each hand-over began, in the order of handing_over.
-	SinceUnixMs   []int64 `protobuf:"varint,3,rep,packed,name=since_unix_ms,json=sinceUnixMs,proto3" json:"since_unix_ms,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	SinceUnixMs []int64 `protobuf:"varint,3,rep,packed,name=since_unix_ms,json=sinceUnixMs,proto3" json:"since_unix_ms,omitempty"`
+	// The organizations, beside the one that is connected, that the account was learnt for and that keep what they know of it.
+	// An account that has any is shared.
+	KeeperOrganizationIds []string `protobuf:"bytes,4,rep,name=keeper_organization_ids,json=keeperOrganizationIds,proto3" json:"keeper_organization_ids,omitempty"`
+	unknownFields         protoimpl.UnknownFields
+	sizeCache             protoimpl.SizeCache
 }
 
 func (x *AccountHolders) Reset() {
@@ -243,6 +247,13 @@ func (x *AccountHolders) GetLastOrganizationId() string {
 func (x *AccountHolders) GetSinceUnixMs() []int64 {
 	if x != nil {
 		return x.SinceUnixMs
+	}
+	return nil
+}
+
+func (x *AccountHolders) GetKeeperOrganizationIds() []string {
+	if x != nil {
+		return x.KeeperOrganizationIds
 	}
 	return nil
 }
@@ -371,11 +382,12 @@ const file_webhooks_v1_connection_proto_rawDesc = "" +
 	"\x0fcreated_unix_ms\x18\b \x01(\x03R\rcreatedUnixMs\"J\n" +
 	"\x05Route\x12'\n" +
 	"\x0forganization_id\x18\x01 \x01(\tR\x0eorganizationId\x12\x18\n" +
-	"\alearned\x18\x02 \x01(\bR\alearned\"\x89\x01\n" +
+	"\alearned\x18\x02 \x01(\bR\alearned\"\xc1\x01\n" +
 	"\x0eAccountHolders\x12!\n" +
 	"\fhanding_over\x18\x01 \x03(\x03R\vhandingOver\x120\n" +
 	"\x14last_organization_id\x18\x02 \x01(\tR\x12lastOrganizationId\x12\"\n" +
-	"\rsince_unix_ms\x18\x03 \x03(\x03R\vsinceUnixMs\"N\n" +
+	"\rsince_unix_ms\x18\x03 \x03(\x03R\vsinceUnixMs\x126\n" +
+	"\x17keeper_organization_ids\x18\x04 \x03(\tR\x15keeperOrganizationIds\"N\n" +
 	"\tHeldEvent\x12\x12\n" +
 	"\x04body\x18\x01 \x01(\fR\x04body\x12-\n" +
 	"\aheaders\x18\x02 \x03(\v2\x13.webhooks.v1.HeaderR\aheaders\"?\n" +

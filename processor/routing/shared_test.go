@@ -1,0 +1,162 @@
+package routing_test
+
+import (
+	"fmt"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/betterdata/webhooks/internal/stream/streamtest"
+	"github.com/betterdata/webhooks/schemas"
+	webhooksv1 "github.com/betterdata/webhooks/schemas/webhooks/v1"
+)
+
+// sharing is a world whose cus_1 was learnt for org_1, and then for org_2.
+func sharing(t *testing.T) *world {
+	w := newWorld(t)
+	w.Process(event("evt_1", "cus_1", handled, "org_1"))
+	w.handOver(w.Process(event("evt_2", "cus_1", handled, "org_2")))
+	return w
+}
+
+// releases lists who is told to hand cus_1 to whom: "org to other", with " a copy" where it keeps what it has.
+func (w *world) releases(out streamtest.Outputs) []string {
+	w.t.Helper()
+	var all []string
+	for _, cmd := range w.told(out) {
+		if r := cmd.GetReleaseAccount(); r != nil {
+			line := fmt.Sprintf("%s to %s", cmd.OrganizationId, r.ToOrganizationId)
+			if r.Learnt {
+				line += " a copy"
+			}
+			all = append(all, line)
+		}
+	}
+	return all
+}
+
+func TestAnAccountThatIsLearntAnewWaitsForWhatTheFirstKnows(t *testing.T) {
+	w := newWorld(t)
+	w.Process(event("evt_1", "cus_1", handled, "org_1"))
+	require.Equal(t, "org_1", w.route("cus_1"))
+
+	learnt := w.Process(event("evt_2", "cus_1", handled, "org_2"))
+	require.Equal(t, []string{"org_1 to org_2 a copy"}, w.releases(learnt))
+	require.Empty(t, handedOn(learnt))
+	require.Equal(t, []string{"evt_2 unrouted "}, w.rows(learnt))
+	require.Nil(t, w.Get(schemas.Routes, []byte("stripe/cus_1")))
+	require.Empty(t, handedOn(w.Process(event("evt_3", "cus_1", handled, ""), event("evt_4", "cus_1", handled, "org_2"))))
+	w.Crash()
+	require.Equal(t, []string{"org_2 evt_2 held", "org_2 evt_3 held", "org_2 evt_4 held"}, handedOn(w.handOver(learnt)))
+}
+
+func TestEdgesFollowNoRouteOfASharedAccount(t *testing.T) {
+	w := sharing(t)
+	require.Empty(t, w.route("cus_1"))
+	w.Crash()
+	out := w.Process(event("evt_3", "cus_1", handled, ""), event("evt_4", "cus_1", handled, "org_2"))
+	require.Equal(t, []string{"org_2 evt_3", "org_2 evt_4"}, handedOn(out), "they are forwarded, not held")
+	require.Empty(t, w.rows(out))
+}
+
+func TestASharedAccountGoesToAndFroOneStepAfterTheOther(t *testing.T) {
+	w := sharing(t)
+	back := w.Process(event("evt_3", "cus_1", handled, "org_1"))
+	require.Equal(t, []string{"org_2 to org_1 a copy"}, w.releases(back))
+	waits := w.Process(event("evt_4", "cus_1", handled, ""), event("evt_5", "cus_1", handled, "org_2"), event("evt_6", "cus_1", handled, ""))
+	require.Empty(t, w.releases(waits), "first things first")
+	w.Crash()
+
+	forth := w.handOver(back)
+	require.Equal(t, []string{"org_1 evt_3 held", "org_1 evt_4 held"}, handedOn(forth), "up to the one that teaches")
+	require.Equal(t, []string{"org_1 to org_2 a copy"}, w.releases(forth))
+	require.Equal(t, 1, w.handingOver())
+	require.Equal(t, []string{"org_2 evt_5 held", "org_2 evt_6 held"}, handedOn(w.handOver(forth)))
+
+	again := w.Process(event("evt_3", "cus_1", handled, "org_1"))
+	require.NotEqual(t, w.told(back)[0].Id, w.told(again)[0].Id, "an event that is sent again teaches anew")
+	require.Greater(t, w.told(forth)[0].GetReleaseAccount().Order, w.told(back)[0].GetReleaseAccount().Order)
+}
+
+// What is held is handed on in pieces, and in one of them is an event that teaches.
+func TestAnAccountIsLearntAnewInTheMidstOfHandingOn(t *testing.T) {
+	w := newWorld(t)
+	for i := range 900 {
+		w.Process(event(fmt.Sprintf("evt_%04d", i), "cus_1", handled, ""))
+	}
+	made := w.outcome(w.Process(connect("org_1", "cus_1", false))).GetConnection()
+	w.Process(event("evt_teaches", "cus_1", handled, "org_2"))
+	w.Process(disconnect("org_1", "cus_1", made.Id))
+	first := w.Process(event("evt_first", "cus_1", handled, "org_1"))
+	all := handedOn(first)
+	w.Crash()
+	out := streamtest.Outputs{}
+	for len(w.releases(out)) == 0 {
+		w.WaitWoken()
+		out = w.Advance(w.Now)
+		all = append(all, handedOn(out)...)
+	}
+	require.Equal(t, []string{"org_1 to org_2 a copy"}, w.releases(out))
+	require.Positive(t, w.told(out)[0].GetReleaseAccount().Order)
+	require.NotContains(t, all, "org_1 evt_teaches held")
+	back := w.handOver(out)
+	require.Equal(t, []string{"org_2 evt_teaches held"}, handedOn(back))
+	require.Equal(t, []string{"org_2 to org_1 a copy"}, w.releases(back), "the one that came behind it")
+	require.Equal(t, []string{"org_1 evt_first held"}, handedOn(w.handOver(back)))
+}
+
+func TestWhoIsConnectedByAPIHasASharedAccountAlone(t *testing.T) {
+	for name, c := range map[string]struct {
+		to       string
+		releases []string
+	}{
+		"a third":                         {"org_3", []string{"org_2 to org_3", "org_1 to org_3"}},
+		"who it was learnt for last":      {"org_2", []string{"org_1 to org_2"}},
+		"who it was learnt for before it": {"org_1", []string{"org_2 to org_1"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := sharing(t)
+			out := w.Process(connect(c.to, "cus_1", true))
+			require.NotNil(t, w.outcome(out).GetConnection())
+			require.Equal(t, c.releases, w.releases(out))
+			w.Process(event("evt_3", "cus_1", handled, "org_1"))
+			w.Crash()
+			require.Equal(t, []string{c.to + " evt_3 held"}, handedOn(w.handOver(out)))
+			require.Equal(t, c.to, w.route("cus_1"), "and edges follow its route")
+			require.Empty(t, w.Keys(schemas.UnroutedHeld))
+		})
+	}
+}
+
+func TestASharedAccountWaitsForEverybodyWhoHandsItOver(t *testing.T) {
+	w := sharing(t)
+	out := w.Process(connect("org_3", "cus_1", true))
+	require.Len(t, w.releases(out), 2)
+	w.Process(event("evt_3", "cus_1", handled, ""))
+	require.Empty(t, handedOn(w.handOver(out.Emitted()[:1])))
+	require.Equal(t, []string{"org_3 evt_3 held"}, handedOn(w.handOver(out.Emitted()[1:2])))
+}
+
+// An API call has ended its connection to org_2: that one hands all it has to the next, whoever keeps the rest.
+func TestASharedAccountThatIsDisconnected(t *testing.T) {
+	w := sharing(t)
+	connection := &webhooksv1.Connection{}
+	require.NoError(t, proto.Unmarshal(w.Get(schemas.Connections, []byte("stripe/cus_1")), connection))
+	w.Process(disconnect("org_2", "cus_1", connection.Id))
+	out := w.Process(event("evt_3", "cus_1", handled, "org_3"))
+	require.Equal(t, []string{"org_2 to org_3"}, w.releases(out))
+	w.handOver(out)
+	require.Equal(t, []string{"org_3 to org_1 a copy"}, w.releases(w.Process(event("evt_4", "cus_1", handled, "org_1"))))
+	require.Equal(t, []string{"org_1 to org_2", "org_3 to org_2"}, w.releases(w.Process(connect("org_2", "cus_1", true))))
+}
+
+func TestAnAccountThatIsLearntAnewInATransactionThatIsAborted(t *testing.T) {
+	w := newWorld(t)
+	w.Process(event("evt_1", "cus_1", handled, "org_1"))
+	w.Abort(event("evt_2", "cus_1", handled, "org_2"))
+	require.Equal(t, "org_1", w.route("cus_1"))
+	require.Empty(t, w.Keys(schemas.UnroutedHeld))
+	require.Zero(t, w.handingOver())
+	require.Equal(t, []string{"org_2 evt_2 held"}, handedOn(w.handOver(w.Redeliver())))
+}
