@@ -28,6 +28,7 @@ import (
 	"github.com/betterdata/webhooks/internal/table"
 	"github.com/betterdata/webhooks/internal/testenv"
 	"github.com/betterdata/webhooks/processor/api"
+	"github.com/betterdata/webhooks/processor/billing"
 	"github.com/betterdata/webhooks/processor/commands"
 	"github.com/betterdata/webhooks/processor/inbound"
 	"github.com/betterdata/webhooks/processor/plans"
@@ -67,7 +68,9 @@ func (w *writes) startOrganizations() {
 
 func (w *writes) startAccounts() {
 	w.t.Helper()
-	accounts, err := routing.New(routing.Config{Handles: func(string, string) bool { return true }},
+	accounts, err := routing.New(routing.Config{
+		Handles: func(string, string) bool { return true }, Subscription: billing.SubscriptionOf,
+	},
 		slog.New(slog.DiscardHandler), prometheus.NewRegistry())
 	require.NoError(w.t, err)
 	w.stopAccounts = w.own(accounts.Spec())

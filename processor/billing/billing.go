@@ -14,6 +14,7 @@
 //     `created`; then deleted > updated > created, because one request makes several events in one second and this is
 //     the order it makes them in; then the period's start, because of two updates in a second the renewal is the
 //     later; then the event id, so that there is always an answer.
+//   - A subscription of a customer that pays for several organizations is of the one that this event was for, see part.go.
 //   - A price in no plan leaves the plan as it was. So beside the newest state, the items of the newest event that were
 //     in a plan are kept for as long as the newest state's are not.
 //   - Grace counts from the smallest `created` of the past_due events of the current period, whichever of them is the
@@ -89,6 +90,8 @@ type Result struct {
 	Stale bool
 	// Updates are the subscription.updated events to send, in order. There are two when a timer was due before the event.
 	Updates []Update
+	// Words are what other organizations must be told of subscriptions that are, or were, theirs.
+	Words []Word
 	// Audit is the event's entry; nil for a timer, and for an invoice that ended without a payment.
 	Audit *webhooksv1.BillingAuditRow
 	// UnmappedPrices counts the event's prices that are in no plan.
@@ -171,7 +174,7 @@ var changes = map[string]string{
 // newest is applied only when it changes the snapshot all the same, by an earlier start of the grace for instance:
 // contents that differ must not share a version.
 func (r *Result) merge(e *Event, now int64, p *plans.Plans) bool {
-	newest, touched := mergeSubscription(r.State.Record, e.Subscription, p)
+	newest, touched := r.mergeSubscription(e.Subscription, p)
 	if !newest && !touched {
 		return false
 	}

@@ -49,7 +49,9 @@ func Release(s State, m Move, p *plans.Plans) (r Result, released Holding) {
 		if sub.CustomerId != m.CustomerID {
 			return false
 		}
-		released.Subscriptions = append(released.Subscriptions, sub)
+		if !elsewhere(sub) {
+			released.Subscriptions = append(released.Subscriptions, sub)
+		}
 		return true
 	})
 	record.FailedInvoices = slices.DeleteFunc(record.FailedInvoices, func(f *webhooksv1.FailedInvoice) bool {
@@ -61,7 +63,7 @@ func Release(s State, m Move, p *plans.Plans) (r Result, released Holding) {
 	})
 	released.SettledInvoices, released.SettledUnixMS = record.SettledInvoices, record.SettledUnixMs
 	record.CustomerIds = slices.DeleteFunc(record.CustomerIds, func(id string) bool { return id == m.CustomerID })
-	r.moved(m, p)
+	r.moved(m, ConnectionMoved, p)
 	return r, released
 }
 
@@ -81,7 +83,7 @@ func Adopt(s State, m Move, in Holding, p *plans.Plans) (r Result) {
 		r.expire(m.AtUnixMS, p)
 	}
 	for _, sub := range in.Subscriptions {
-		mergeSubscription(r.State.Record, sub, p)
+		r.mergeSubscription(sub, p)
 		see(r.State.Record, sub.CustomerId, sub.Position.GetEventUnixMs())
 	}
 	for _, f := range in.FailedInvoices {
@@ -93,15 +95,15 @@ func Adopt(s State, m Move, in Holding, p *plans.Plans) (r Result) {
 		r.RecordChanged = r.RecordChanged || changed
 	}
 	if seen {
-		r.moved(m, p)
+		r.moved(m, ConnectionMoved, p)
 	}
 	return r
 }
 
-func (r *Result) moved(m Move, p *plans.Plans) {
+func (r *Result) moved(m Move, why string, p *plans.Plans) {
 	record := r.State.Record
 	record.EvaluatedUnixMs = max(record.EvaluatedUnixMs, m.AtUnixMS)
 	r.RecordChanged = true
-	cause := &webhooksv1.Cause{Source: schemas.SourceManagement, EventId: m.CauseID, Type: ConnectionMoved}
+	cause := &webhooksv1.Cause{Source: schemas.SourceManagement, EventId: m.CauseID, Type: why}
 	r.reevaluate(cause, m.AtUnixMS, record.EvaluatedUnixMs, p)
 }

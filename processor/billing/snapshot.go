@@ -85,7 +85,7 @@ func evaluate(record *webhooksv1.BillingRecord, p *plans.Plans) *webhooksv1.Tena
 		snapshot = &webhooksv1.TenantCapabilitySnapshot{OrganizationId: record.OrganizationId, PlanVersion: p.Version, Status: StatusNone}
 	)
 	record.DueUnixMs = 0
-	for _, s := range record.Subscriptions {
+	for s := range own(record) {
 		st := standingOf(s, record.EvaluatedUnixMs, p)
 		if top.subscription == nil || st.betterThan(top) {
 			top = st

@@ -42,15 +42,18 @@ func order(b bool) int {
 // mergeSubscription brings what is known of a subscription, by an event or by another organization that held it, into
 // the record. newest: in is its state now. touched: it is not, but something that is kept besides the newest state
 // changed. Order does not matter: every part is a maximum or a set of minima.
-func mergeSubscription(record *webhooksv1.BillingRecord, in *webhooksv1.Subscription, p *plans.Plans) (newest, touched bool) {
+func (r *Result) mergeSubscription(in *webhooksv1.Subscription, p *plans.Plans) (newest, touched bool) {
 	if in.Status == pastDue {
 		notePastDue(in, in.CurrentPeriodStartUnixMs, in.Position.EventUnixMs)
 	}
-	at, found := slices.BinarySearchFunc(record.Subscriptions, in.Id,
-		func(s *webhooksv1.Subscription, id string) int { return cmp.Compare(s.Id, id) })
+	record := r.State.Record
+	at, found := placeOf(record, in.Id)
 	if !found {
 		record.Subscriptions = slices.Insert(record.Subscriptions, at, in)
 		return true, false
+	}
+	if elsewhere(record.Subscriptions[at]) {
+		return r.back(at, in), false
 	}
 	have, other := record.Subscriptions[at], in
 	if newest = compare(in.Position, have.Position) > 0; newest {
@@ -66,6 +69,12 @@ func mergeSubscription(record *webhooksv1.BillingRecord, in *webhooksv1.Subscrip
 		have.Mapped = newerMapped(newerMapped(before, other.Mapped), mappedOf(other, p))
 	}
 	return newest, touched || have.Mapped != before
+}
+
+// placeOf is where a subscription is in a record, or would be.
+func placeOf(record *webhooksv1.BillingRecord, id string) (at int, found bool) {
+	return slices.BinarySearchFunc(record.Subscriptions, id,
+		func(s *webhooksv1.Subscription, id string) int { return cmp.Compare(s.Id, id) })
 }
 
 // mappedOf is nil when no item of s has a price in a plan.

@@ -69,7 +69,7 @@ func ViewRecord(r *webhooksv1.BillingRecord) RecordView {
 		CreatedAt:      timeOf(r.CreatedUnixMs),
 		UpdatedAt:      timeOf(r.UpdatedUnixMs),
 	}
-	for _, s := range r.Subscriptions {
+	for s := range own(r) {
 		v.Subscriptions = append(v.Subscriptions, viewSubscription(s))
 	}
 	if p := r.LastPayment; p != nil {

@@ -29,6 +29,10 @@ func (t *task) command(tx *stream.Tx, e *event) (result, error) {
 		return t.adopt(tx, e, cmd, action.AdoptAccount)
 	case *webhooksv1.Command_RememberEvents:
 		return t.remember(tx, e, cmd, action.RememberEvents)
+	case *webhooksv1.Command_ReleaseSubscription:
+		return t.releaseSubscription(tx, e, cmd, action.ReleaseSubscription)
+	case *webhooksv1.Command_AdoptSubscription:
+		return t.adoptSubscription(tx, e, cmd, action.AdoptSubscription)
 	case *webhooksv1.Command_ConcludeCommand:
 		return t.conclude(tx, e, cmd, action.ConcludeCommand)
 	}

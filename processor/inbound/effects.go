@@ -36,6 +36,7 @@ func (t *task) billing(tx *stream.Tx, e *event) (result, error) {
 		return t.bury(tx, e, reasonTooLarge), nil
 	}
 	t.write(tx, effects)
+	t.pass(tx, word{cause: e.eventID, from: e.organization, source: e.source, account: e.account, at: in.AcceptedUnixMS}, r.Words)
 	if r.Audit != nil {
 		r.Audit.RecordedUnixMs = tx.Now().UnixMilli()
 		emit(tx, schemas.BillingAudit, e.organization, e.organization, r.Audit)

@@ -47,7 +47,8 @@ var organizations = []string{"org_a", "org_b", "org_c"}
 func newWorld(t streamtest.TB) *world {
 	log := slog.New(slog.DiscardHandler)
 	router, err := accounts.New(accounts.Config{
-		Handles: func(_, eventType string) bool { return billing.Handles(eventType) },
+		Handles:      func(_, eventType string) bool { return billing.Handles(eventType) },
+		Subscription: billing.SubscriptionOf,
 	}, log, prometheus.NewRegistry())
 	require.NoError(t, err)
 	w := &world{

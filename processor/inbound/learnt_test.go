@@ -1,6 +1,7 @@
 package inbound
 
 import (
+	"slices"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -162,6 +163,70 @@ func TestWhatComesAfterACopyWasHandedOnStays(t *testing.T) {
 	require.Equal(t, []uint64{7}, on.GetAdoptAccount().SettledInvoices)
 }
 
+// holders are those that have the subscription obj_1.
+func (w *world) holders() (all []string) {
+	for _, name := range organizations {
+		for _, s := range w.record(name).Subscriptions {
+			if s.ElsewhereOrganizationId == "" {
+				all = append(all, name)
+			}
+		}
+	}
+	return all
+}
+
+func TestASubscriptionThatIsRelabelledGoesToTheOtherOrganization(t *testing.T) {
+	w := newWorld(t)
+	for _, name := range []string{"org_a", "org_b", "org_c", "org_a"} {
+		w.send(naming(w.event(billing.SubscriptionUpdated), name), 0)
+		w.settle()
+		require.Equal(t, []string{name}, w.holders())
+	}
+	plan := func(name string) (plan string, version uint64) {
+		snapshot := &webhooksv1.TenantCapabilitySnapshot{}
+		require.NoError(t, proto.Unmarshal(w.tasks[name].Newest(schemas.Entitlements, []byte(name)), snapshot))
+		return snapshot.Plan, snapshot.Version
+	}
+	for name, want := range map[string]struct {
+		plan    string
+		version uint64
+	}{"org_a": {"SCM_PRO", 3}, "org_b": {"FREE", 2}, "org_c": {"FREE", 2}} {
+		got, version := plan(name)
+		require.Equal(t, want.plan, got, name)
+		require.Equal(t, want.version, version, name)
+	}
+	require.Len(t, w.out.Topic(schemas.Events), 7, "each change is told")
+}
+
+// Its edge has not seen that the account is shared: the owner of the account does not see the event.
+func TestASubscriptionThatComesBackByAnEdgeThatIsBehind(t *testing.T) {
+	w := newWorld(t)
+	w.send(naming(w.event(billing.SubscriptionCreated), "org_a"), 0)
+	w.settle()
+	w.send(naming(w.event(billing.SubscriptionUpdated), "org_b"), 0)
+	w.settle()
+	w.send(naming(w.event(billing.SubscriptionUpdated), "org_a"), 2)
+	require.Len(t, w.inbox["org_a"], 1)
+	w.settle()
+	require.Equal(t, []string{"org_a"}, w.holders())
+}
+
+func TestWhatTellsOfASubscriptionAndCannotBeReadIsADeadLetter(t *testing.T) {
+	for name, cmd := range map[string]*webhooksv1.Command{
+		"released": {Action: &webhooksv1.Command_ReleaseSubscription{ReleaseSubscription: &webhooksv1.ReleaseSubscription{ToOrganizationId: "org_2"}}},
+		"adopted":  {Action: &webhooksv1.Command_AdoptSubscription{AdoptSubscription: &webhooksv1.AdoptSubscription{}}},
+		"passed on for ever": {Action: &webhooksv1.Command_AdoptSubscription{AdoptSubscription: &webhooksv1.AdoptSubscription{
+			Subscription: &webhooksv1.Subscription{Id: "sub_1", Position: &webhooksv1.SubscriptionPosition{EventUnixMs: 1}}, Passed: maxPassed,
+		}}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t)
+			cmd.Id, cmd.OrganizationId = id.New(id.Command), org
+			require.Len(t, r.Process(command(t, cmd)).Topic(schemas.InboundDead), 1)
+		})
+	}
+}
+
 func TestWhatIsOfOnePartitionIsNotCopied(t *testing.T) {
 	r := newRig(t)
 	neighbour, stranger := "", ""
@@ -237,6 +302,51 @@ func TestOneEffectWhoeverTheAccountIsLearntFor(t *testing.T) {
 			}
 			w.settle()
 		}
+		require.LessOrEqual(t, len(w.holders()), 1, "who has the subscription: %v", w.holders())
 		require.Empty(t, w.tasks[owner].Newest(schemas.UnroutedHeld, []byte("!handing-on/stripe/cus_1")))
+	})
+}
+
+// TestASubscriptionIsOfWhoItsNewestEventNames: events come in any order, by edges whose routes are old, each task goes on when it
+// likes, and its transactions abort.
+func TestASubscriptionIsOfWhoItsNewestEventNames(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		w := newWorld(t)
+		var waiting, events []*kgo.Record
+		newest := ""
+		for range rapid.IntRange(1, 12).Draw(t, "events") {
+			newest = rapid.SampledFrom(organizations).Draw(t, "names")
+			waiting = append(waiting, naming(w.event(billing.SubscriptionUpdated), newest))
+		}
+		for range rapid.IntRange(1, 60).Draw(t, "steps") {
+			switch rapid.SampledFrom([]string{"take", "take", "take", "send", "again", "crash"}).Draw(t, "step") {
+			case "take":
+				w.take(rapid.SampledFrom(append(organizations, owner)).Draw(t, "who"))
+			case "send":
+				if len(waiting) > 0 {
+					at := rapid.IntRange(0, len(waiting)-1).Draw(t, "which")
+					events = append(events, waiting[at])
+					waiting = slices.Delete(waiting, at, at+1)
+					w.send(events[len(events)-1], rapid.IntRange(0, 2).Draw(t, "behind"))
+				}
+			case "again":
+				if len(events) > 0 {
+					w.send(rapid.SampledFrom(events).Draw(t, "event"), rapid.IntRange(0, 2).Draw(t, "behind"))
+				}
+			case "crash":
+				w.tasks[rapid.SampledFrom(append(organizations, owner)).Draw(t, "who")].Crash()
+			}
+		}
+		for _, e := range waiting {
+			w.send(e, 0)
+		}
+		w.settle()
+		require.Equal(t, []string{newest}, w.holders())
+		for _, name := range organizations {
+			if name != newest && w.record(name).Plan != "" {
+				require.Equal(t, "FREE", w.record(name).Plan, name)
+			}
+		}
+		require.Equal(t, "SCM_PRO", w.record(newest).Plan)
 	})
 }

@@ -53,6 +53,7 @@ type metrics struct {
 	events          [][results]prometheus.Counter
 	paymentFailures prometheus.Counter
 	unmappedPrices  prometheus.Counter
+	subscriptions   prometheus.Counter
 	idempotent      map[idempotency.Verdict]prometheus.Counter
 }
 
@@ -70,6 +71,10 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			Name: "webhooks_billing_unmapped_prices_total",
 			Help: "Prices in subscription events that are in no plan of PLANS_FILE.",
 		}),
+		subscriptions: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "webhooks_billing_subscriptions_moved_total",
+			Help: "Subscriptions that an event took from one organization to another.",
+		}),
 	}
 	for _, eventType := range counted {
 		var row [results]prometheus.Counter
@@ -86,7 +91,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	for verdict, name := range idempotentNames {
 		m.idempotent[verdict] = idempotent.WithLabelValues(name)
 	}
-	reg.MustRegister(events, m.paymentFailures, m.unmappedPrices, idempotent)
+	reg.MustRegister(events, m.paymentFailures, m.unmappedPrices, m.subscriptions, idempotent)
 	return m
 }
 
@@ -95,6 +100,7 @@ type tally struct {
 	events          [][results]int
 	paymentFailures int
 	unmappedPrices  int
+	subscriptions   int
 	idempotent      map[idempotency.Verdict]int
 }
 
@@ -115,6 +121,7 @@ func (t *tally) flush(m *metrics) {
 	}
 	m.paymentFailures.Add(float64(t.paymentFailures))
 	m.unmappedPrices.Add(float64(t.unmappedPrices))
+	m.subscriptions.Add(float64(t.subscriptions))
 	for verdict, n := range t.idempotent {
 		m.idempotent[verdict].Add(float64(n))
 	}
@@ -124,5 +131,5 @@ func (t *tally) flush(m *metrics) {
 func (t *tally) reset() {
 	clear(t.events)
 	clear(t.idempotent)
-	t.paymentFailures, t.unmappedPrices = 0, 0
+	t.paymentFailures, t.unmappedPrices, t.subscriptions = 0, 0, 0
 }

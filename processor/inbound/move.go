@@ -235,7 +235,8 @@ func (t *task) adopt(tx *stream.Tx, e *event, cmd *webhooksv1.Command, a *webhoo
 	if err != nil {
 		return 0, err
 	}
-	adopted := billing.Adopt(state, moveOf(tx, cmd, a.Account), billing.Holding{
+	move := moveOf(tx, cmd, a.Account)
+	adopted := billing.Adopt(state, move, billing.Holding{
 		Subscriptions: a.Subscriptions, FailedInvoices: a.FailedInvoices,
 		SettledInvoices: a.SettledInvoices, SettledUnixMS: a.SettledUnixMs,
 	}, t.cfg.Plans)
@@ -247,6 +248,7 @@ func (t *task) adopt(tx *stream.Tx, e *event, cmd *webhooksv1.Command, a *webhoo
 		return t.bury(tx, e, reasonTooLarge), nil
 	}
 	t.write(tx, effects)
+	t.pass(tx, word{cause: cmd.Id, from: cmd.OrganizationId, source: a.Source, account: a.Account, at: move.AtUnixMS}, adopted.Words)
 	return processed, nil
 }
 

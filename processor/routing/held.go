@@ -139,10 +139,19 @@ func (u unit) handOn(account string, connection *webhooksv1.Connection) (more bo
 	if failed != nil {
 		return false, fmt.Errorf("decode held event of %s: %w", account, failed)
 	}
+	holders, err := u.holders(account)
+	if err != nil {
+		return false, err
+	}
 	for i, held := range events {
 		headers := headersOf(held)
-		if e := readEvent(&kgo.Record{Headers: headers}); teaches(&e, connection) {
+		e := readEvent(&kgo.Record{Headers: headers})
+		if teaches(&e, connection) {
 			return true, u.learnAnew(&e, connection)
+		}
+		place, _ := strconv.ParseInt(string(keys[i][len(prefix):]), 10, 64) // its offset
+		if err := u.part(connection, holders, &e, held.Body, place+1); err != nil {
+			return false, err
 		}
 		u.forward(connection.OrganizationId, held.Body, headers, kgo.RecordHeader{Key: schemas.HeaderRetained, Value: []byte(retainedHeld)})
 		u.tx.Delete(schemas.UnroutedHeld, keys[i])

@@ -19,6 +19,7 @@
 // An account that is learnt anew, from an event that names another organization, is handed over too, but the first keeps a copy
 // of everything, for the account may pay for both. From then on it is shared: who was named last has the events that name
 // nobody, all go by the router, and a connection made by API takes the account from everybody who keeps something of it.
+// Ahead of a subscription's event the others hear whose the subscription is since.
 //
 // A command with an Idempotency-Key comes from its organization's owner, and what became of it goes back there.
 //
@@ -40,12 +41,16 @@ import (
 	"github.com/betterdata/webhooks/internal/cloudevent"
 	"github.com/betterdata/webhooks/internal/stream"
 	"github.com/betterdata/webhooks/schemas"
+	webhooksv1 "github.com/betterdata/webhooks/schemas/webhooks/v1"
 )
 
 // Config says what the router must know of the rest.
 type Config struct {
 	// Handles reports whether a source's event type has an effect. Only such events are held.
 	Handles func(source, eventType string) bool
+	// Subscription is the id of the subscription that an event is about, and where the event has its place among those of it; ""
+	// for an event of none. id is the source's of the event.
+	Subscription func(source, eventType, id string, body []byte) (string, *webhooksv1.SubscriptionPosition)
 }
 
 // Router makes the group's tasks.
@@ -57,8 +62,8 @@ type Router struct {
 
 // New makes a Router.
 func New(cfg Config, log *slog.Logger, reg prometheus.Registerer) (*Router, error) {
-	if cfg.Handles == nil {
-		return nil, fmt.Errorf("router: Handles is required")
+	if cfg.Handles == nil || cfg.Subscription == nil {
+		return nil, fmt.Errorf("router: Handles and Subscription are required")
 	}
 	return &Router{cfg: cfg, log: log, metrics: newMetrics(reg)}, nil
 }

@@ -1,6 +1,7 @@
 package routing_test
 
 import (
+	"bytes"
 	"fmt"
 	"log/slog"
 	"testing"
@@ -33,6 +34,10 @@ func newWorld(t *testing.T) *world {
 	reg := prometheus.NewRegistry()
 	router, err := routing.New(routing.Config{
 		Handles: func(source, eventType string) bool { return source == "stripe" && eventType == handled },
+		Subscription: func(_, _, id string, body []byte) (string, *webhooksv1.SubscriptionPosition) {
+			_, subscription, _ := bytes.Cut(body, []byte("of "))
+			return string(subscription), &webhooksv1.SubscriptionPosition{EventId: id}
+		},
 	}, slog.New(slog.DiscardHandler), reg)
 	require.NoError(t, err)
 	return &world{Harness: streamtest.New(t, router.Spec()), t: t, reg: reg}

@@ -5,8 +5,10 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	"github.com/twmb/franz-go/pkg/kgo"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/betterdata/webhooks/internal/kafka"
 	"github.com/betterdata/webhooks/internal/stream/streamtest"
 	"github.com/betterdata/webhooks/schemas"
 	webhooksv1 "github.com/betterdata/webhooks/schemas/webhooks/v1"
@@ -159,4 +161,51 @@ func TestAnAccountThatIsLearntAnewInATransactionThatIsAborted(t *testing.T) {
 	require.Empty(t, w.Keys(schemas.UnroutedHeld))
 	require.Zero(t, w.handingOver())
 	require.Equal(t, []string{"org_2 evt_2 held"}, handedOn(w.handOver(w.Redeliver())))
+}
+
+// of is an event of a subscription.
+func of(subscription, sourceID, named string) *kgo.Record {
+	r := event(sourceID, "cus_1", handled, named)
+	r.Value = []byte("of " + subscription)
+	return r
+}
+
+// partings lists what goes to organizations of subscriptions and of their events, in order: "org: sub_1 is other's since evt_1".
+func (w *world) partings(out streamtest.Outputs) []string {
+	w.t.Helper()
+	var all []string
+	for _, r := range out.Topic(schemas.Inbound) {
+		cmd := &webhooksv1.Command{}
+		if kafka.ReadHeader(r.Headers, schemas.HeaderType) != schemas.TypeCommand {
+			all = append(all, kafka.ReadHeader(r.Headers, schemas.HeaderOrganization)+" "+kafka.ReadHeader(r.Headers, schemas.HeaderID))
+		} else if require.NoError(w.t, proto.Unmarshal(r.Value, cmd)); cmd.GetReleaseSubscription() != nil {
+			r := cmd.GetReleaseSubscription()
+			all = append(all, fmt.Sprintf("%s: %s is %s's since %s", cmd.OrganizationId, r.SubscriptionId, r.ToOrganizationId, r.Position.EventId))
+		}
+	}
+	return all
+}
+
+func TestWhoSharesAnAccountIsToldWhoseASubscriptionIsAheadOfItsEvent(t *testing.T) {
+	w := sharing(t)
+	require.Equal(t, []string{"org_1: sub_1 is org_2's since evt_3", "org_2 evt_3"}, w.partings(w.Process(of("sub_1", "evt_3", "org_2"))))
+	require.Equal(t, []string{"org_1: sub_1 is org_2's since evt_4", "org_2 evt_4"}, w.partings(w.Process(of("sub_1", "evt_4", ""))))
+	require.Equal(t, []string{"org_2 evt_5"}, w.partings(w.Process(event("evt_5", "cus_1", handled, ""))), "an event of none")
+
+	held := w.Process(of("sub_1", "evt_6", "org_3"), of("sub_2", "evt_7", ""))
+	require.Empty(t, w.partings(held))
+	w.Crash()
+	require.Equal(t, []string{
+		"org_1: sub_1 is org_3's since evt_6", "org_2: sub_1 is org_3's since evt_6", "org_3 evt_6",
+		"org_1: sub_2 is org_3's since evt_7", "org_2: sub_2 is org_3's since evt_7", "org_3 evt_7",
+	}, w.partings(w.handOver(held)))
+}
+
+func TestNobodyIsToldOfSubscriptionsWhoseAccountIsNotShared(t *testing.T) {
+	w := newWorld(t)
+	require.Equal(t, []string{"org_1 evt_1"}, w.partings(w.Process(of("sub_1", "evt_1", "org_1"))))
+	require.Equal(t, []string{"org_1 evt_2"}, w.partings(w.Process(of("sub_1", "evt_2", ""))))
+	w = sharing(t)
+	w.handOver(w.Process(connect("org_3", "cus_1", true)))
+	require.Equal(t, []string{"org_3 evt_3"}, w.partings(w.Process(of("sub_1", "evt_3", "org_1"))))
 }

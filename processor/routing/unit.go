@@ -66,7 +66,8 @@ func (u unit) event(in *kgo.Record, e *event) error {
 // connected forwards a straggler, or holds it while earlier ones are being handed on. What was learnt is learnt anew
 // from an event that names another organization; what was made by API is not.
 func (u unit) connected(in *kgo.Record, e *event, connection *webhooksv1.Connection) error {
-	_, live, err := u.tx.Get(schemas.Routes, []byte(e.key()))
+	route := &webhooksv1.Route{}
+	live, err := u.get(schemas.Routes, e.key(), route)
 	if err != nil {
 		return err
 	}
@@ -80,6 +81,15 @@ func (u unit) connected(in *kgo.Record, e *event, connection *webhooksv1.Connect
 			return err
 		}
 		return u.keep(in, e)
+	}
+	if route.OrganizationId == "" {
+		holders, err := u.holders(e.key())
+		if err != nil {
+			return err
+		}
+		if err := u.part(connection, holders, e, in.Value, u.order); err != nil {
+			return err
+		}
 	}
 	u.counts[resultForwarded]++
 	u.forward(connection.OrganizationId, in.Value, in.Headers)
@@ -124,6 +134,13 @@ func (u unit) learnFirst(in *kgo.Record, e *event) error {
 	case more:
 		u.postpone(account)
 		return u.hold(in, e)
+	}
+	holders, err := u.holders(account)
+	if err != nil {
+		return err
+	}
+	if err := u.part(learned, holders, e, in.Value, u.order); err != nil {
+		return err
 	}
 	u.forward(learned.OrganizationId, in.Value, in.Headers)
 	return u.goLive(account, learned)

@@ -38,8 +38,8 @@ type account struct {
 	answers int
 }
 
-// heldBack is an event that waits: its id, and the organization that it names.
-type heldBack struct{ id, named string }
+// heldBack is an event that waits: its id and the source's, the organization that it names, and the subscription that it is of.
+type heldBack struct{ id, source, named, subscription string }
 
 // apply is one record.
 func (a *account) apply(r *kgo.Record) error {
@@ -64,19 +64,21 @@ func (a *account) apply(r *kgo.Record) error {
 		}
 		return nil
 	}
-	event, row := header(schemas.HeaderEventID), a.row(header, r)
-	switch named := header(schemas.HeaderNamedOrganization); {
+	row, named := a.row(header, r), header(schemas.HeaderNamedOrganization)
+	event := heldBack{id: header(schemas.HeaderEventID), source: header(schemas.HeaderID), named: named}
+	event.subscription, _ = billing.SubscriptionOf(schemas.SourceStripe, header(schemas.HeaderType), event.source, r.Value)
+	switch {
 	case a.connection != nil:
-		a.hold(event, named, row, r.Offset+1)
+		a.hold(event, row, r.Offset+1)
 	case !billing.Handles(header(schemas.HeaderType)):
 		row.Outcome, row.Reason = schemas.OutcomeIgnored, "unhandled_type"
 		a.rows = append(a.rows, canonical(row))
 	case named != "":
 		a.take(named, r.Offset+1)
-		a.connection = a.learnt(event, named)
-		a.hold(event, named, row, r.Offset+1)
+		a.connection = a.learnt(event.id, named)
+		a.hold(event, row, r.Offset+1)
 	default:
-		a.hold(event, named, row, r.Offset+1)
+		a.hold(event, row, r.Offset+1)
 	}
 	return nil
 }
@@ -125,8 +127,8 @@ func (a *account) gather(to string, order int64) {
 }
 
 // hold lets an event wait where it has to, and says so.
-func (a *account) hold(event, named string, row *webhooksv1.InboundRow, order int64) {
-	a.held = append(a.held, heldBack{event, named})
+func (a *account) hold(event heldBack, row *webhooksv1.InboundRow, order int64) {
+	a.held = append(a.held, event)
 	if a.handOn(order); len(a.held) > 0 {
 		row.Outcome = schemas.OutcomeUnrouted
 		a.rows = append(a.rows, canonical(row))
@@ -142,6 +144,11 @@ func (a *account) handOn(order int64) {
 		if a.connection.Learned && e.named != "" && e.named != a.connection.OrganizationId {
 			a.learnAnew(e.id, e.named, order)
 			return
+		}
+		for _, keeper := range a.keepers {
+			if e.subscription != "" {
+				a.tell(keeper, fmt.Sprintf("%s of %s is of %s since %s", e.subscription, a.key, a.connection.OrganizationId, e.source))
+			}
 		}
 		a.tell(a.connection.OrganizationId, e.id)
 		a.held = a.held[1:]
@@ -336,6 +343,10 @@ func (j *judge) forwardedTo(org string, inputs []*kgo.Record) (n int) {
 				line += ", a copy"
 			}
 			got = append(got, line)
+		case cmd.GetReleaseSubscription() != nil:
+			r := cmd.GetReleaseSubscription()
+			got = append(got, fmt.Sprintf("%s of %s is of %s since %s", r.SubscriptionId, schemas.AccountKey(r.Source, r.Account),
+				r.ToOrganizationId, r.Position.GetEventId()))
 		}
 	}
 	delete(j.forwarded, org)

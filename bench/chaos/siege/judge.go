@@ -31,6 +31,8 @@ type verdict struct {
 	inputs, orgs, timers int
 	// moves of accounts, those that were learnt, and how often an event came to an organization that another one had seen.
 	moves, learnt, recognised int
+	// parted counts the subscriptions that an event took to another organization.
+	parted int
 	// differences are told one by one, so many of them, but all are counted.
 	differences []string
 	count       int
@@ -315,6 +317,7 @@ func (j *judge) organization(l *organizationLog, known map[*kgo.Record]dedupe.Kn
 		j.differ(l.name, "%v", m.wrong)
 	}
 	j.timers, j.moves, j.learnt, j.recognised = j.timers+m.timers, j.moves+m.moves, j.learnt+m.learnt, j.recognised+m.recognised
+	j.parted += m.parted
 	for _, at := range m.follow {
 		j.follow[at]++
 	}

@@ -58,6 +58,7 @@ type model struct {
 	marks                     map[string]mark
 	used                      map[dedupe.Key]bool // here
 	moves, learnt, recognised int
+	parted                    int
 }
 
 // organizationLog is what is on the log of one organization.
@@ -186,6 +187,7 @@ func (m *model) event(e *billing.Event, body []byte) (outcome, reason string) {
 	}
 	r := billing.Apply(m.state, e, m.plans)
 	m.take(&r)
+	m.pass(e.EventID, r.Words)
 	m.put(schemas.BillingAudit, canonical(r.Audit))
 	m.committed()
 	if r.Stale {

@@ -39,7 +39,8 @@ func commandOf(r *kgo.Record) *webhooksv1.Command {
 
 // organizationsOwn reports a command that neither an edge nor the router gives.
 func organizationsOwn(cmd *webhooksv1.Command) bool {
-	return cmd.GetRememberEvents() != nil || cmd.GetAccountAdopted() != nil || cmd.GetAdoptAccount().GetFromOrganizationId() != ""
+	return cmd.GetRememberEvents() != nil || cmd.GetAccountAdopted() != nil || cmd.GetAdoptAccount().GetFromOrganizationId() != "" ||
+		cmd.GetAdoptSubscription() != nil || cmd.GetReleaseSubscription().GetFromOrganizationId() != ""
 }
 
 // findHandOvers reads them, and which events are of accounts.
@@ -102,6 +103,10 @@ func (m *model) moved(cmd *webhooksv1.Command) bool {
 		m.remember(cmd, action.RememberEvents)
 	case *webhooksv1.Command_AdoptAccount:
 		m.adopt(cmd, action.AdoptAccount)
+	case *webhooksv1.Command_ReleaseSubscription:
+		m.part(cmd, action.ReleaseSubscription)
+	case *webhooksv1.Command_AdoptSubscription:
+		m.join(cmd, action.AdoptSubscription)
 	default:
 		return false
 	}
@@ -240,8 +245,55 @@ func (m *model) adopt(cmd *webhooksv1.Command, a *webhooksv1.AdoptAccount) {
 		Subscriptions: a.Subscriptions, FailedInvoices: a.FailedInvoices,
 		SettledInvoices: a.SettledInvoices, SettledUnixMS: a.SettledUnixMs,
 	}, m.plans)
+	m.pass(cmd.Id, adopted.Words)
 	m.take(&adopted)
 	m.committed()
+}
+
+func (m *model) part(cmd *webhooksv1.Command, r *webhooksv1.ReleaseSubscription) {
+	parted := billing.Part(m.state, m.told(cmd, r.Account), billing.Parting{
+		SubscriptionID: r.SubscriptionId, CustomerID: r.Account, To: r.ToOrganizationId, Position: r.Position,
+	}, m.plans)
+	for _, w := range parted.Words {
+		if w.State != nil {
+			m.parted++
+		}
+	}
+	m.pass(cmd.Id, parted.Words)
+	m.take(&parted)
+	m.committed()
+}
+
+func (m *model) join(cmd *webhooksv1.Command, a *webhooksv1.AdoptSubscription) {
+	if gone, moved := m.marks[schemas.AccountKey(a.Source, a.Account)]; moved && !gone.learnt {
+		m.hands(gone.to, cmd.Id)
+		return
+	}
+	joined := billing.Join(m.state, m.told(cmd, a.Account), a.Subscription, m.plans)
+	m.pass(cmd.Id, joined.Words)
+	m.take(&joined)
+	m.committed()
+}
+
+func (m *model) told(cmd *webhooksv1.Command, account string) billing.Move {
+	return billing.Move{Organization: m.name, CustomerID: account, CauseID: cmd.Id, AtUnixMS: cmd.IssuedUnixMs}
+}
+
+// pass compares what the organization must have told others of subscriptions.
+func (m *model) pass(cause string, words []billing.Word) {
+	for _, w := range words {
+		same := false
+		if w.State != nil {
+			given := m.hands(w.Organization, id.Derive(id.Command, "adopt", cause, m.name, w.State.Id))
+			same = proto.Equal(given.GetAdoptSubscription().GetSubscription(), w.State)
+		} else {
+			given := m.hands(w.Organization, id.Derive(id.Command, "release", cause, m.name, w.Parting.SubscriptionID)).GetReleaseSubscription()
+			same = given.GetToOrganizationId() == w.Parting.To && proto.Equal(given.GetPosition(), w.Parting.Position)
+		}
+		if m.wrong == nil && !same {
+			m.wrong = fmt.Errorf("%s was not told what follows from %s: %+v", w.Organization, cause, w)
+		}
+	}
 }
 
 // marksAre compares the marks of a partition's organizations with those on the log.

@@ -62,8 +62,8 @@ func (r *Report) Print(out io.Writer) {
 	}
 	p("rebalances: %s", strings.Join(groups, ", "))
 	p("inputs: %d of %d organizations; timers that ran: %d", r.inputs, r.orgs, r.timers)
-	p("accounts moved: %d times, by an event: %d; events that came again to an organization which had not seen them itself: %d",
-		r.moves, r.learnt, r.recognised)
+	p("accounts moved: %d times, by an event: %d; events that came again to an organization which had not seen them itself: %d; "+
+		"subscriptions that went to other organizations: %d", r.moves, r.learnt, r.recognised, r.parted)
 	p("compared with the model, record by record:")
 	for _, topic := range slices.Sorted(maps.Keys(r.compared)) {
 		p("  %-16s %9d", topic, r.compared[topic])

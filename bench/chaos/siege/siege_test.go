@@ -30,7 +30,8 @@ func TestUnderFire(t *testing.T) {
 	require.Positive(t, report.inputs)
 	for what, n := range map[string]int{
 		"kills": report.Kills, "freezes": report.Frozen, "instances added": report.Added, "broker kills": report.BrokerKills,
-		"timers that ran": report.timers, "moves": report.moves, "accounts learnt anew": report.learnt, "events sent again across a move": report.recognised,
+		"timers that ran": report.timers, "moves": report.moves, "accounts learnt anew": report.learnt,
+		"subscriptions that went to other organizations": report.parted, "events sent again across a move": report.recognised,
 	} {
 		require.Positive(t, n, what)
 	}

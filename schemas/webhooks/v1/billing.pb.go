@@ -406,9 +406,12 @@ type Subscription struct {
 	PastDue []*PastDue `protobuf:"bytes,13,rep,name=past_due,json=pastDue,proto3" json:"past_due,omitempty"`
 	// Items of the newest event that had a price in a plan, kept while the newest event has none: such an event leaves
 	// the plan as it was. Unset while `items` themselves are in a plan.
-	Mapped        *MappedItems `protobuf:"bytes,14,opt,name=mapped,proto3,oneof" json:"mapped,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Mapped *MappedItems `protobuf:"bytes,14,opt,name=mapped,proto3,oneof" json:"mapped,omitempty"`
+	// The subscription is this organization's since the event of the position. Then nothing else is kept of it here but whose
+	// customer it is.
+	ElsewhereOrganizationId string `protobuf:"bytes,15,opt,name=elsewhere_organization_id,json=elsewhereOrganizationId,proto3" json:"elsewhere_organization_id,omitempty"`
+	unknownFields           protoimpl.UnknownFields
+	sizeCache               protoimpl.SizeCache
 }
 
 func (x *Subscription) Reset() {
@@ -537,6 +540,13 @@ func (x *Subscription) GetMapped() *MappedItems {
 		return x.Mapped
 	}
 	return nil
+}
+
+func (x *Subscription) GetElsewhereOrganizationId() string {
+	if x != nil {
+		return x.ElsewhereOrganizationId
+	}
+	return ""
 }
 
 // SubscriptionPosition orders the events of a subscription: compared field by field, in this order, the greater is newer.
@@ -1237,7 +1247,7 @@ const file_webhooks_v1_billing_proto_rawDesc = "" +
 	"\x0forganization_id\x18\x01 \x01(\tR\x0eorganizationId\x12\"\n" +
 	"\rmoved_unix_ms\x18\x02 \x01(\x03R\vmovedUnixMs\x12\x14\n" +
 	"\x05order\x18\x03 \x01(\x03R\x05order\x12\x16\n" +
-	"\x06learnt\x18\x04 \x01(\bR\x06learnt\"\xf5\x04\n" +
+	"\x06learnt\x18\x04 \x01(\bR\x06learnt\"\xb1\x05\n" +
 	"\fSubscription\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1f\n" +
 	"\vcustomer_id\x18\x02 \x01(\tR\n" +
@@ -1254,7 +1264,8 @@ const file_webhooks_v1_billing_proto_rawDesc = "" +
 	"\blivemode\x18\v \x01(\bR\blivemode\x12=\n" +
 	"\bposition\x18\f \x01(\v2!.webhooks.v1.SubscriptionPositionR\bposition\x12/\n" +
 	"\bpast_due\x18\r \x03(\v2\x14.webhooks.v1.PastDueR\apastDue\x125\n" +
-	"\x06mapped\x18\x0e \x01(\v2\x18.webhooks.v1.MappedItemsH\x00R\x06mapped\x88\x01\x01B\t\n" +
+	"\x06mapped\x18\x0e \x01(\v2\x18.webhooks.v1.MappedItemsH\x00R\x06mapped\x88\x01\x01\x12:\n" +
+	"\x19elsewhere_organization_id\x18\x0f \x01(\tR\x17elsewhereOrganizationIdB\t\n" +
 	"\a_mapped\"\xb6\x01\n" +
 	"\x14SubscriptionPosition\x12\x1a\n" +
 	"\bterminal\x18\x01 \x01(\bR\bterminal\x12\"\n" +

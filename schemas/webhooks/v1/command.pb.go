@@ -50,6 +50,8 @@ type Command struct {
 	//	*Command_ConcludeCommand
 	//	*Command_RememberEvents
 	//	*Command_AccountAdopted
+	//	*Command_ReleaseSubscription
+	//	*Command_AdoptSubscription
 	//	*Command_RetryDelivery
 	//	*Command_TestEndpoint
 	//	*Command_CancelDelivery
@@ -245,6 +247,24 @@ func (x *Command) GetAccountAdopted() *AccountAdopted {
 	return nil
 }
 
+func (x *Command) GetReleaseSubscription() *ReleaseSubscription {
+	if x != nil {
+		if x, ok := x.Action.(*Command_ReleaseSubscription); ok {
+			return x.ReleaseSubscription
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetAdoptSubscription() *AdoptSubscription {
+	if x != nil {
+		if x, ok := x.Action.(*Command_AdoptSubscription); ok {
+			return x.AdoptSubscription
+		}
+	}
+	return nil
+}
+
 func (x *Command) GetRetryDelivery() *RetryDelivery {
 	if x != nil {
 		if x, ok := x.Action.(*Command_RetryDelivery); ok {
@@ -324,6 +344,14 @@ type Command_AccountAdopted struct {
 	AccountAdopted *AccountAdopted `protobuf:"bytes,34,opt,name=account_adopted,json=accountAdopted,proto3,oneof"`
 }
 
+type Command_ReleaseSubscription struct {
+	ReleaseSubscription *ReleaseSubscription `protobuf:"bytes,35,opt,name=release_subscription,json=releaseSubscription,proto3,oneof"`
+}
+
+type Command_AdoptSubscription struct {
+	AdoptSubscription *AdoptSubscription `protobuf:"bytes,36,opt,name=adopt_subscription,json=adoptSubscription,proto3,oneof"`
+}
+
 type Command_RetryDelivery struct {
 	RetryDelivery *RetryDelivery `protobuf:"bytes,40,opt,name=retry_delivery,json=retryDelivery,proto3,oneof"`
 }
@@ -359,6 +387,10 @@ func (*Command_ConcludeCommand) isCommand_Action() {}
 func (*Command_RememberEvents) isCommand_Action() {}
 
 func (*Command_AccountAdopted) isCommand_Action() {}
+
+func (*Command_ReleaseSubscription) isCommand_Action() {}
+
+func (*Command_AdoptSubscription) isCommand_Action() {}
 
 func (*Command_RetryDelivery) isCommand_Action() {}
 
@@ -1300,6 +1332,164 @@ func (x *AccountAdopted) GetOrder() int64 {
 	return 0
 }
 
+// ReleaseSubscription tells an organization that knows of a shared account that a subscription is another's since an event. It
+// comes from the account's owner, ahead of the event, or from an organization that knows of it; nobody waits for an outcome.
+type ReleaseSubscription struct {
+	state            protoimpl.MessageState `protogen:"open.v1"`
+	Source           string                 `protobuf:"bytes,1,opt,name=source,proto3" json:"source,omitempty"`
+	Account          string                 `protobuf:"bytes,2,opt,name=account,proto3" json:"account,omitempty"`
+	SubscriptionId   string                 `protobuf:"bytes,3,opt,name=subscription_id,json=subscriptionId,proto3" json:"subscription_id,omitempty"`
+	ToOrganizationId string                 `protobuf:"bytes,4,opt,name=to_organization_id,json=toOrganizationId,proto3" json:"to_organization_id,omitempty"`
+	// Of the event. Who knows of a newer one says so to the other.
+	Position *SubscriptionPosition `protobuf:"bytes,5,opt,name=position,proto3" json:"position,omitempty"`
+	// Who tells it, "" for the account's owner.
+	FromOrganizationId string `protobuf:"bytes,6,opt,name=from_organization_id,json=fromOrganizationId,proto3" json:"from_organization_id,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
+}
+
+func (x *ReleaseSubscription) Reset() {
+	*x = ReleaseSubscription{}
+	mi := &file_webhooks_v1_command_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReleaseSubscription) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReleaseSubscription) ProtoMessage() {}
+
+func (x *ReleaseSubscription) ProtoReflect() protoreflect.Message {
+	mi := &file_webhooks_v1_command_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReleaseSubscription.ProtoReflect.Descriptor instead.
+func (*ReleaseSubscription) Descriptor() ([]byte, []int) {
+	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *ReleaseSubscription) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+func (x *ReleaseSubscription) GetAccount() string {
+	if x != nil {
+		return x.Account
+	}
+	return ""
+}
+
+func (x *ReleaseSubscription) GetSubscriptionId() string {
+	if x != nil {
+		return x.SubscriptionId
+	}
+	return ""
+}
+
+func (x *ReleaseSubscription) GetToOrganizationId() string {
+	if x != nil {
+		return x.ToOrganizationId
+	}
+	return ""
+}
+
+func (x *ReleaseSubscription) GetPosition() *SubscriptionPosition {
+	if x != nil {
+		return x.Position
+	}
+	return nil
+}
+
+func (x *ReleaseSubscription) GetFromOrganizationId() string {
+	if x != nil {
+		return x.FromOrganizationId
+	}
+	return ""
+}
+
+// AdoptSubscription hands over what an organization knows of a subscription that is another's.
+type AdoptSubscription struct {
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	Source       string                 `protobuf:"bytes,1,opt,name=source,proto3" json:"source,omitempty"`
+	Account      string                 `protobuf:"bytes,2,opt,name=account,proto3" json:"account,omitempty"`
+	Subscription *Subscription          `protobuf:"bytes,3,opt,name=subscription,proto3" json:"subscription,omitempty"`
+	// How often it was passed on.
+	Passed        uint32 `protobuf:"varint,4,opt,name=passed,proto3" json:"passed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AdoptSubscription) Reset() {
+	*x = AdoptSubscription{}
+	mi := &file_webhooks_v1_command_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AdoptSubscription) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AdoptSubscription) ProtoMessage() {}
+
+func (x *AdoptSubscription) ProtoReflect() protoreflect.Message {
+	mi := &file_webhooks_v1_command_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AdoptSubscription.ProtoReflect.Descriptor instead.
+func (*AdoptSubscription) Descriptor() ([]byte, []int) {
+	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *AdoptSubscription) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+func (x *AdoptSubscription) GetAccount() string {
+	if x != nil {
+		return x.Account
+	}
+	return ""
+}
+
+func (x *AdoptSubscription) GetSubscription() *Subscription {
+	if x != nil {
+		return x.Subscription
+	}
+	return nil
+}
+
+func (x *AdoptSubscription) GetPassed() uint32 {
+	if x != nil {
+		return x.Passed
+	}
+	return 0
+}
+
 // RetryDelivery asks for another attempt of a delivery at once, whatever became of it.
 type RetryDelivery struct {
 	state      protoimpl.MessageState `protogen:"open.v1"`
@@ -1312,7 +1502,7 @@ type RetryDelivery struct {
 
 func (x *RetryDelivery) Reset() {
 	*x = RetryDelivery{}
-	mi := &file_webhooks_v1_command_proto_msgTypes[15]
+	mi := &file_webhooks_v1_command_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1324,7 +1514,7 @@ func (x *RetryDelivery) String() string {
 func (*RetryDelivery) ProtoMessage() {}
 
 func (x *RetryDelivery) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_command_proto_msgTypes[15]
+	mi := &file_webhooks_v1_command_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1337,7 +1527,7 @@ func (x *RetryDelivery) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetryDelivery.ProtoReflect.Descriptor instead.
 func (*RetryDelivery) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{15}
+	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *RetryDelivery) GetDeliveryId() string {
@@ -1371,7 +1561,7 @@ type TestEndpoint struct {
 
 func (x *TestEndpoint) Reset() {
 	*x = TestEndpoint{}
-	mi := &file_webhooks_v1_command_proto_msgTypes[16]
+	mi := &file_webhooks_v1_command_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1383,7 +1573,7 @@ func (x *TestEndpoint) String() string {
 func (*TestEndpoint) ProtoMessage() {}
 
 func (x *TestEndpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_command_proto_msgTypes[16]
+	mi := &file_webhooks_v1_command_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1396,7 +1586,7 @@ func (x *TestEndpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TestEndpoint.ProtoReflect.Descriptor instead.
 func (*TestEndpoint) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{16}
+	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *TestEndpoint) GetEndpointId() string {
@@ -1445,7 +1635,7 @@ type CancelDelivery struct {
 
 func (x *CancelDelivery) Reset() {
 	*x = CancelDelivery{}
-	mi := &file_webhooks_v1_command_proto_msgTypes[17]
+	mi := &file_webhooks_v1_command_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1457,7 +1647,7 @@ func (x *CancelDelivery) String() string {
 func (*CancelDelivery) ProtoMessage() {}
 
 func (x *CancelDelivery) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_command_proto_msgTypes[17]
+	mi := &file_webhooks_v1_command_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1470,7 +1660,7 @@ func (x *CancelDelivery) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelDelivery.ProtoReflect.Descriptor instead.
 func (*CancelDelivery) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{17}
+	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *CancelDelivery) GetDeliveryId() string {
@@ -1500,7 +1690,7 @@ type ConcludeCommand struct {
 
 func (x *ConcludeCommand) Reset() {
 	*x = ConcludeCommand{}
-	mi := &file_webhooks_v1_command_proto_msgTypes[18]
+	mi := &file_webhooks_v1_command_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1512,7 +1702,7 @@ func (x *ConcludeCommand) String() string {
 func (*ConcludeCommand) ProtoMessage() {}
 
 func (x *ConcludeCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_command_proto_msgTypes[18]
+	mi := &file_webhooks_v1_command_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1525,7 +1715,7 @@ func (x *ConcludeCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConcludeCommand.ProtoReflect.Descriptor instead.
 func (*ConcludeCommand) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{18}
+	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ConcludeCommand) GetKeyHash() []byte {
@@ -1557,7 +1747,7 @@ type RememberedCommand struct {
 
 func (x *RememberedCommand) Reset() {
 	*x = RememberedCommand{}
-	mi := &file_webhooks_v1_command_proto_msgTypes[19]
+	mi := &file_webhooks_v1_command_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1569,7 +1759,7 @@ func (x *RememberedCommand) String() string {
 func (*RememberedCommand) ProtoMessage() {}
 
 func (x *RememberedCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_command_proto_msgTypes[19]
+	mi := &file_webhooks_v1_command_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1582,7 +1772,7 @@ func (x *RememberedCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RememberedCommand.ProtoReflect.Descriptor instead.
 func (*RememberedCommand) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{19}
+	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *RememberedCommand) GetCommandId() string {
@@ -1634,7 +1824,7 @@ type CommandOutcome struct {
 
 func (x *CommandOutcome) Reset() {
 	*x = CommandOutcome{}
-	mi := &file_webhooks_v1_command_proto_msgTypes[20]
+	mi := &file_webhooks_v1_command_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1646,7 +1836,7 @@ func (x *CommandOutcome) String() string {
 func (*CommandOutcome) ProtoMessage() {}
 
 func (x *CommandOutcome) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_command_proto_msgTypes[20]
+	mi := &file_webhooks_v1_command_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1659,7 +1849,7 @@ func (x *CommandOutcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommandOutcome.ProtoReflect.Descriptor instead.
 func (*CommandOutcome) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{20}
+	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *CommandOutcome) GetCommandId() string {
@@ -1770,7 +1960,7 @@ type Deleted struct {
 
 func (x *Deleted) Reset() {
 	*x = Deleted{}
-	mi := &file_webhooks_v1_command_proto_msgTypes[21]
+	mi := &file_webhooks_v1_command_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1782,7 +1972,7 @@ func (x *Deleted) String() string {
 func (*Deleted) ProtoMessage() {}
 
 func (x *Deleted) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_command_proto_msgTypes[21]
+	mi := &file_webhooks_v1_command_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1795,7 +1985,7 @@ func (x *Deleted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Deleted.ProtoReflect.Descriptor instead.
 func (*Deleted) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{21}
+	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{23}
 }
 
 // Delivery is what the API shows of a delivery.
@@ -1820,7 +2010,7 @@ type Delivery struct {
 
 func (x *Delivery) Reset() {
 	*x = Delivery{}
-	mi := &file_webhooks_v1_command_proto_msgTypes[22]
+	mi := &file_webhooks_v1_command_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1832,7 +2022,7 @@ func (x *Delivery) String() string {
 func (*Delivery) ProtoMessage() {}
 
 func (x *Delivery) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_command_proto_msgTypes[22]
+	mi := &file_webhooks_v1_command_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1845,7 +2035,7 @@ func (x *Delivery) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Delivery.ProtoReflect.Descriptor instead.
 func (*Delivery) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{22}
+	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Delivery) GetId() string {
@@ -1952,7 +2142,7 @@ type Refusal struct {
 
 func (x *Refusal) Reset() {
 	*x = Refusal{}
-	mi := &file_webhooks_v1_command_proto_msgTypes[23]
+	mi := &file_webhooks_v1_command_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1964,7 +2154,7 @@ func (x *Refusal) String() string {
 func (*Refusal) ProtoMessage() {}
 
 func (x *Refusal) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_command_proto_msgTypes[23]
+	mi := &file_webhooks_v1_command_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1977,7 +2167,7 @@ func (x *Refusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refusal.ProtoReflect.Descriptor instead.
 func (*Refusal) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{23}
+	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Refusal) GetStatus() uint32 {
@@ -2019,7 +2209,7 @@ type FieldError struct {
 
 func (x *FieldError) Reset() {
 	*x = FieldError{}
-	mi := &file_webhooks_v1_command_proto_msgTypes[24]
+	mi := &file_webhooks_v1_command_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2031,7 +2221,7 @@ func (x *FieldError) String() string {
 func (*FieldError) ProtoMessage() {}
 
 func (x *FieldError) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_command_proto_msgTypes[24]
+	mi := &file_webhooks_v1_command_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2044,7 +2234,7 @@ func (x *FieldError) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FieldError.ProtoReflect.Descriptor instead.
 func (*FieldError) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{24}
+	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *FieldError) GetPointer() string {
@@ -2065,8 +2255,7 @@ var File_webhooks_v1_command_proto protoreflect.FileDescriptor
 
 const file_webhooks_v1_command_proto_rawDesc = "" +
 	"\n" +
-	"\x19webhooks/v1/command.proto\x12\vwebhooks.v1\x1a\x19webhooks/v1/billing.proto\x1a\x1cwebhooks/v1/connection.proto\x1a\x1awebhooks/v1/endpoint.proto\"\xc3\n" +
-	"\n" +
+	"\x19webhooks/v1/command.proto\x12\vwebhooks.v1\x1a\x19webhooks/v1/billing.proto\x1a\x1cwebhooks/v1/connection.proto\x1a\x1awebhooks/v1/endpoint.proto\"\xeb\v\n" +
 	"\aCommand\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12'\n" +
 	"\x0forganization_id\x18\x02 \x01(\tR\x0eorganizationId\x12\x15\n" +
@@ -2086,7 +2275,9 @@ const file_webhooks_v1_command_proto_rawDesc = "" +
 	"\radopt_account\x18\x1f \x01(\v2\x19.webhooks.v1.AdoptAccountH\x00R\fadoptAccount\x12I\n" +
 	"\x10conclude_command\x18  \x01(\v2\x1c.webhooks.v1.ConcludeCommandH\x00R\x0fconcludeCommand\x12F\n" +
 	"\x0fremember_events\x18! \x01(\v2\x1b.webhooks.v1.RememberEventsH\x00R\x0erememberEvents\x12F\n" +
-	"\x0faccount_adopted\x18\" \x01(\v2\x1b.webhooks.v1.AccountAdoptedH\x00R\x0eaccountAdopted\x12C\n" +
+	"\x0faccount_adopted\x18\" \x01(\v2\x1b.webhooks.v1.AccountAdoptedH\x00R\x0eaccountAdopted\x12U\n" +
+	"\x14release_subscription\x18# \x01(\v2 .webhooks.v1.ReleaseSubscriptionH\x00R\x13releaseSubscription\x12O\n" +
+	"\x12adopt_subscription\x18$ \x01(\v2\x1e.webhooks.v1.AdoptSubscriptionH\x00R\x11adoptSubscription\x12C\n" +
 	"\x0eretry_delivery\x18( \x01(\v2\x1a.webhooks.v1.RetryDeliveryH\x00R\rretryDelivery\x12@\n" +
 	"\rtest_endpoint\x18) \x01(\v2\x19.webhooks.v1.TestEndpointH\x00R\ftestEndpoint\x12F\n" +
 	"\x0fcancel_delivery\x18* \x01(\v2\x1b.webhooks.v1.CancelDeliveryH\x00R\x0ecancelDeliveryB\b\n" +
@@ -2168,7 +2359,19 @@ const file_webhooks_v1_command_proto_rawDesc = "" +
 	"\x0eAccountAdopted\x12\x16\n" +
 	"\x06source\x18\x01 \x01(\tR\x06source\x12\x18\n" +
 	"\aaccount\x18\x02 \x01(\tR\aaccount\x12\x14\n" +
-	"\x05order\x18\x03 \x01(\x03R\x05order\"Q\n" +
+	"\x05order\x18\x03 \x01(\x03R\x05order\"\x8f\x02\n" +
+	"\x13ReleaseSubscription\x12\x16\n" +
+	"\x06source\x18\x01 \x01(\tR\x06source\x12\x18\n" +
+	"\aaccount\x18\x02 \x01(\tR\aaccount\x12'\n" +
+	"\x0fsubscription_id\x18\x03 \x01(\tR\x0esubscriptionId\x12,\n" +
+	"\x12to_organization_id\x18\x04 \x01(\tR\x10toOrganizationId\x12=\n" +
+	"\bposition\x18\x05 \x01(\v2!.webhooks.v1.SubscriptionPositionR\bposition\x120\n" +
+	"\x14from_organization_id\x18\x06 \x01(\tR\x12fromOrganizationId\"\x9c\x01\n" +
+	"\x11AdoptSubscription\x12\x16\n" +
+	"\x06source\x18\x01 \x01(\tR\x06source\x12\x18\n" +
+	"\aaccount\x18\x02 \x01(\tR\aaccount\x12=\n" +
+	"\fsubscription\x18\x03 \x01(\v2\x19.webhooks.v1.SubscriptionR\fsubscription\x12\x16\n" +
+	"\x06passed\x18\x04 \x01(\rR\x06passed\"Q\n" +
 	"\rRetryDelivery\x12\x1f\n" +
 	"\vdelivery_id\x18\x01 \x01(\tR\n" +
 	"deliveryId\x12\x1f\n" +
@@ -2250,38 +2453,41 @@ func file_webhooks_v1_command_proto_rawDescGZIP() []byte {
 	return file_webhooks_v1_command_proto_rawDescData
 }
 
-var file_webhooks_v1_command_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
+var file_webhooks_v1_command_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
 var file_webhooks_v1_command_proto_goTypes = []any{
-	(*Command)(nil),           // 0: webhooks.v1.Command
-	(*Precondition)(nil),      // 1: webhooks.v1.Precondition
-	(*IdempotencyKey)(nil),    // 2: webhooks.v1.IdempotencyKey
-	(*CreateEndpoint)(nil),    // 3: webhooks.v1.CreateEndpoint
-	(*UpdateEndpoint)(nil),    // 4: webhooks.v1.UpdateEndpoint
-	(*SealedHeaders)(nil),     // 5: webhooks.v1.SealedHeaders
-	(*DeleteEndpoint)(nil),    // 6: webhooks.v1.DeleteEndpoint
-	(*DisableEndpoint)(nil),   // 7: webhooks.v1.DisableEndpoint
-	(*RotateSecret)(nil),      // 8: webhooks.v1.RotateSecret
-	(*CreateConnection)(nil),  // 9: webhooks.v1.CreateConnection
-	(*DeleteConnection)(nil),  // 10: webhooks.v1.DeleteConnection
-	(*ReleaseAccount)(nil),    // 11: webhooks.v1.ReleaseAccount
-	(*AdoptAccount)(nil),      // 12: webhooks.v1.AdoptAccount
-	(*RememberEvents)(nil),    // 13: webhooks.v1.RememberEvents
-	(*AccountAdopted)(nil),    // 14: webhooks.v1.AccountAdopted
-	(*RetryDelivery)(nil),     // 15: webhooks.v1.RetryDelivery
-	(*TestEndpoint)(nil),      // 16: webhooks.v1.TestEndpoint
-	(*CancelDelivery)(nil),    // 17: webhooks.v1.CancelDelivery
-	(*ConcludeCommand)(nil),   // 18: webhooks.v1.ConcludeCommand
-	(*RememberedCommand)(nil), // 19: webhooks.v1.RememberedCommand
-	(*CommandOutcome)(nil),    // 20: webhooks.v1.CommandOutcome
-	(*Deleted)(nil),           // 21: webhooks.v1.Deleted
-	(*Delivery)(nil),          // 22: webhooks.v1.Delivery
-	(*Refusal)(nil),           // 23: webhooks.v1.Refusal
-	(*FieldError)(nil),        // 24: webhooks.v1.FieldError
-	(*Endpoint)(nil),          // 25: webhooks.v1.Endpoint
-	(*SigningSecret)(nil),     // 26: webhooks.v1.SigningSecret
-	(*Connection)(nil),        // 27: webhooks.v1.Connection
-	(*Subscription)(nil),      // 28: webhooks.v1.Subscription
-	(*FailedInvoice)(nil),     // 29: webhooks.v1.FailedInvoice
+	(*Command)(nil),              // 0: webhooks.v1.Command
+	(*Precondition)(nil),         // 1: webhooks.v1.Precondition
+	(*IdempotencyKey)(nil),       // 2: webhooks.v1.IdempotencyKey
+	(*CreateEndpoint)(nil),       // 3: webhooks.v1.CreateEndpoint
+	(*UpdateEndpoint)(nil),       // 4: webhooks.v1.UpdateEndpoint
+	(*SealedHeaders)(nil),        // 5: webhooks.v1.SealedHeaders
+	(*DeleteEndpoint)(nil),       // 6: webhooks.v1.DeleteEndpoint
+	(*DisableEndpoint)(nil),      // 7: webhooks.v1.DisableEndpoint
+	(*RotateSecret)(nil),         // 8: webhooks.v1.RotateSecret
+	(*CreateConnection)(nil),     // 9: webhooks.v1.CreateConnection
+	(*DeleteConnection)(nil),     // 10: webhooks.v1.DeleteConnection
+	(*ReleaseAccount)(nil),       // 11: webhooks.v1.ReleaseAccount
+	(*AdoptAccount)(nil),         // 12: webhooks.v1.AdoptAccount
+	(*RememberEvents)(nil),       // 13: webhooks.v1.RememberEvents
+	(*AccountAdopted)(nil),       // 14: webhooks.v1.AccountAdopted
+	(*ReleaseSubscription)(nil),  // 15: webhooks.v1.ReleaseSubscription
+	(*AdoptSubscription)(nil),    // 16: webhooks.v1.AdoptSubscription
+	(*RetryDelivery)(nil),        // 17: webhooks.v1.RetryDelivery
+	(*TestEndpoint)(nil),         // 18: webhooks.v1.TestEndpoint
+	(*CancelDelivery)(nil),       // 19: webhooks.v1.CancelDelivery
+	(*ConcludeCommand)(nil),      // 20: webhooks.v1.ConcludeCommand
+	(*RememberedCommand)(nil),    // 21: webhooks.v1.RememberedCommand
+	(*CommandOutcome)(nil),       // 22: webhooks.v1.CommandOutcome
+	(*Deleted)(nil),              // 23: webhooks.v1.Deleted
+	(*Delivery)(nil),             // 24: webhooks.v1.Delivery
+	(*Refusal)(nil),              // 25: webhooks.v1.Refusal
+	(*FieldError)(nil),           // 26: webhooks.v1.FieldError
+	(*Endpoint)(nil),             // 27: webhooks.v1.Endpoint
+	(*SigningSecret)(nil),        // 28: webhooks.v1.SigningSecret
+	(*Connection)(nil),           // 29: webhooks.v1.Connection
+	(*Subscription)(nil),         // 30: webhooks.v1.Subscription
+	(*FailedInvoice)(nil),        // 31: webhooks.v1.FailedInvoice
+	(*SubscriptionPosition)(nil), // 32: webhooks.v1.SubscriptionPosition
 }
 var file_webhooks_v1_command_proto_depIdxs = []int32{
 	1,  // 0: webhooks.v1.Command.precondition:type_name -> webhooks.v1.Precondition
@@ -2295,33 +2501,37 @@ var file_webhooks_v1_command_proto_depIdxs = []int32{
 	10, // 8: webhooks.v1.Command.delete_connection:type_name -> webhooks.v1.DeleteConnection
 	11, // 9: webhooks.v1.Command.release_account:type_name -> webhooks.v1.ReleaseAccount
 	12, // 10: webhooks.v1.Command.adopt_account:type_name -> webhooks.v1.AdoptAccount
-	18, // 11: webhooks.v1.Command.conclude_command:type_name -> webhooks.v1.ConcludeCommand
+	20, // 11: webhooks.v1.Command.conclude_command:type_name -> webhooks.v1.ConcludeCommand
 	13, // 12: webhooks.v1.Command.remember_events:type_name -> webhooks.v1.RememberEvents
 	14, // 13: webhooks.v1.Command.account_adopted:type_name -> webhooks.v1.AccountAdopted
-	15, // 14: webhooks.v1.Command.retry_delivery:type_name -> webhooks.v1.RetryDelivery
-	16, // 15: webhooks.v1.Command.test_endpoint:type_name -> webhooks.v1.TestEndpoint
-	17, // 16: webhooks.v1.Command.cancel_delivery:type_name -> webhooks.v1.CancelDelivery
-	25, // 17: webhooks.v1.CreateEndpoint.endpoint:type_name -> webhooks.v1.Endpoint
-	5,  // 18: webhooks.v1.UpdateEndpoint.headers:type_name -> webhooks.v1.SealedHeaders
-	26, // 19: webhooks.v1.UpdateEndpoint.secret:type_name -> webhooks.v1.SigningSecret
-	26, // 20: webhooks.v1.UpdateEndpoint.private_key:type_name -> webhooks.v1.SigningSecret
-	26, // 21: webhooks.v1.RotateSecret.secret:type_name -> webhooks.v1.SigningSecret
-	27, // 22: webhooks.v1.CreateConnection.connection:type_name -> webhooks.v1.Connection
-	28, // 23: webhooks.v1.AdoptAccount.subscriptions:type_name -> webhooks.v1.Subscription
-	29, // 24: webhooks.v1.AdoptAccount.failed_invoices:type_name -> webhooks.v1.FailedInvoice
-	20, // 25: webhooks.v1.ConcludeCommand.outcome:type_name -> webhooks.v1.CommandOutcome
-	20, // 26: webhooks.v1.RememberedCommand.outcome:type_name -> webhooks.v1.CommandOutcome
-	25, // 27: webhooks.v1.CommandOutcome.endpoint:type_name -> webhooks.v1.Endpoint
-	27, // 28: webhooks.v1.CommandOutcome.connection:type_name -> webhooks.v1.Connection
-	21, // 29: webhooks.v1.CommandOutcome.deleted:type_name -> webhooks.v1.Deleted
-	23, // 30: webhooks.v1.CommandOutcome.refusal:type_name -> webhooks.v1.Refusal
-	22, // 31: webhooks.v1.CommandOutcome.delivery:type_name -> webhooks.v1.Delivery
-	24, // 32: webhooks.v1.Refusal.errors:type_name -> webhooks.v1.FieldError
-	33, // [33:33] is the sub-list for method output_type
-	33, // [33:33] is the sub-list for method input_type
-	33, // [33:33] is the sub-list for extension type_name
-	33, // [33:33] is the sub-list for extension extendee
-	0,  // [0:33] is the sub-list for field type_name
+	15, // 14: webhooks.v1.Command.release_subscription:type_name -> webhooks.v1.ReleaseSubscription
+	16, // 15: webhooks.v1.Command.adopt_subscription:type_name -> webhooks.v1.AdoptSubscription
+	17, // 16: webhooks.v1.Command.retry_delivery:type_name -> webhooks.v1.RetryDelivery
+	18, // 17: webhooks.v1.Command.test_endpoint:type_name -> webhooks.v1.TestEndpoint
+	19, // 18: webhooks.v1.Command.cancel_delivery:type_name -> webhooks.v1.CancelDelivery
+	27, // 19: webhooks.v1.CreateEndpoint.endpoint:type_name -> webhooks.v1.Endpoint
+	5,  // 20: webhooks.v1.UpdateEndpoint.headers:type_name -> webhooks.v1.SealedHeaders
+	28, // 21: webhooks.v1.UpdateEndpoint.secret:type_name -> webhooks.v1.SigningSecret
+	28, // 22: webhooks.v1.UpdateEndpoint.private_key:type_name -> webhooks.v1.SigningSecret
+	28, // 23: webhooks.v1.RotateSecret.secret:type_name -> webhooks.v1.SigningSecret
+	29, // 24: webhooks.v1.CreateConnection.connection:type_name -> webhooks.v1.Connection
+	30, // 25: webhooks.v1.AdoptAccount.subscriptions:type_name -> webhooks.v1.Subscription
+	31, // 26: webhooks.v1.AdoptAccount.failed_invoices:type_name -> webhooks.v1.FailedInvoice
+	32, // 27: webhooks.v1.ReleaseSubscription.position:type_name -> webhooks.v1.SubscriptionPosition
+	30, // 28: webhooks.v1.AdoptSubscription.subscription:type_name -> webhooks.v1.Subscription
+	22, // 29: webhooks.v1.ConcludeCommand.outcome:type_name -> webhooks.v1.CommandOutcome
+	22, // 30: webhooks.v1.RememberedCommand.outcome:type_name -> webhooks.v1.CommandOutcome
+	27, // 31: webhooks.v1.CommandOutcome.endpoint:type_name -> webhooks.v1.Endpoint
+	29, // 32: webhooks.v1.CommandOutcome.connection:type_name -> webhooks.v1.Connection
+	23, // 33: webhooks.v1.CommandOutcome.deleted:type_name -> webhooks.v1.Deleted
+	25, // 34: webhooks.v1.CommandOutcome.refusal:type_name -> webhooks.v1.Refusal
+	24, // 35: webhooks.v1.CommandOutcome.delivery:type_name -> webhooks.v1.Delivery
+	26, // 36: webhooks.v1.Refusal.errors:type_name -> webhooks.v1.FieldError
+	37, // [37:37] is the sub-list for method output_type
+	37, // [37:37] is the sub-list for method input_type
+	37, // [37:37] is the sub-list for extension type_name
+	37, // [37:37] is the sub-list for extension extendee
+	0,  // [0:37] is the sub-list for field type_name
 }
 
 func init() { file_webhooks_v1_command_proto_init() }
@@ -2345,12 +2555,14 @@ func file_webhooks_v1_command_proto_init() {
 		(*Command_ConcludeCommand)(nil),
 		(*Command_RememberEvents)(nil),
 		(*Command_AccountAdopted)(nil),
+		(*Command_ReleaseSubscription)(nil),
+		(*Command_AdoptSubscription)(nil),
 		(*Command_RetryDelivery)(nil),
 		(*Command_TestEndpoint)(nil),
 		(*Command_CancelDelivery)(nil),
 	}
 	file_webhooks_v1_command_proto_msgTypes[4].OneofWrappers = []any{}
-	file_webhooks_v1_command_proto_msgTypes[20].OneofWrappers = []any{
+	file_webhooks_v1_command_proto_msgTypes[22].OneofWrappers = []any{
 		(*CommandOutcome_Endpoint)(nil),
 		(*CommandOutcome_Connection)(nil),
 		(*CommandOutcome_Deleted)(nil),
@@ -2363,7 +2575,7 @@ func file_webhooks_v1_command_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_webhooks_v1_command_proto_rawDesc), len(file_webhooks_v1_command_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   25,
+			NumMessages:   27,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
