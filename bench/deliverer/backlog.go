@@ -84,26 +84,12 @@ func grow(ctx context.Context, o options, d *rig.Deliverer, down []rig.Endpoint)
 	if err := d.Feed(ctx, o.backlog, 0, rig.Each(down)); err != nil {
 		return err
 	}
-	if err := awaitHeld(ctx, d, o.backlog); err != nil {
+	if err := d.AwaitHeld(ctx, o.backlog); err != nil {
 		return err
 	}
 	took := time.Since(began)
 	fmt.Printf("%-28s %6.0f deliveries/s", "the backlog grows", float64(o.backlog)/took.Seconds())
 	return memory(d)
-}
-
-func awaitHeld(ctx context.Context, d *rig.Deliverer, held int) error {
-	for {
-		n, err := d.Metric("webhooks_retry_waiting")
-		if err != nil || int(n) >= held {
-			return err
-		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(100 * time.Millisecond):
-		}
-	}
 }
 
 // restarts starts the deliverer again: with its state, and without.
@@ -120,7 +106,7 @@ func restarts(ctx context.Context, o options, d *rig.Deliverer, load func(string
 			return err
 		}
 		began := time.Now()
-		if err := awaitHeld(ctx, d, o.backlog); err != nil {
+		if err := d.AwaitHeld(ctx, o.backlog); err != nil {
 			return err
 		}
 		fmt.Printf("%-28s ready after %.2f s, all of the backlog counted %.2f s later", start+" start", took.Seconds(), time.Since(began).Seconds())

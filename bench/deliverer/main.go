@@ -15,6 +15,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -46,7 +47,7 @@ func main() {
 	flag.StringVar(&o.setup, "setup", "", "of a child")
 	flag.StringVar(&o.brokers, "brokers", "", "a cluster to use instead of an Apache Kafka of its own")
 	flag.StringVar(&o.with, "with", "", "NAME=PROGRAM,…: this bench built elsewhere, whose deliverers are measured in the same run")
-	flag.StringVar(&o.profile, "profile", "", "file for a CPU profile of the deliverer in the last of two runs or more")
+	flag.StringVar(&o.profile, "profile", "", "file for a CPU profile of the deliverer in the last of two runs or more, and one for its allocations")
 	flag.IntVar(&o.runs, "runs", 5, "interleaved runs of each competitor")
 	flag.IntVar(&o.deliveries, "deliveries", 50_000, "deliveries of a run")
 	flag.IntVar(&o.endpoints, "endpoints", 0, "endpoints; 10, with -tls as many as hosts")
@@ -209,12 +210,10 @@ func (c *competitor) deliver(ctx context.Context, o options, r *rig.Rig, endpoin
 		return 0, err
 	}
 	if o.profile != "" && last && len(c.each) > 0 && c.name == "deliverer" {
-		go func() {
-			took := float64(o.deliveries) / c.each[len(c.each)-1].rate
-			if err := c.d.Profile(o.profile, int(took)); err != nil {
-				fmt.Fprintln(os.Stderr, "profile:", err)
-			}
-		}()
+		took := float64(o.deliveries) / c.each[len(c.each)-1].rate
+		profiled := make(chan error, 1)
+		go func() { profiled <- c.d.Profile(o.profile, max(1, int(took*0.8))) }()
+		defer func() { err = errors.Join(err, <-profiled) }()
 	}
 	if err := o.feed(ctx, r, c.d, endpoints); err != nil {
 		return 0, err

@@ -165,9 +165,13 @@ func (d *Deliverer) Metric(name string) (sum float64, err error) {
 	return sum, err
 }
 
-// Profile writes a CPU profile of so many seconds to a file.
+// Profile writes a CPU profile of so many seconds to a file, and what was allocated so far to another.
 func (d *Deliverer) Profile(file string, seconds int) error {
-	return d.admin(fmt.Sprint("/debug/pprof/profile?seconds=", seconds), func(body io.Reader) error {
+	return errors.Join(d.profile(fmt.Sprint("profile?seconds=", seconds), file), d.profile("allocs", file+".allocs"))
+}
+
+func (d *Deliverer) profile(kind, file string) error {
+	return d.admin("/debug/pprof/"+kind, func(body io.Reader) error {
 		f, err := os.Create(file)
 		if err != nil {
 			return err

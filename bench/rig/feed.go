@@ -23,6 +23,9 @@ import (
 // Endpoint is one of a merchant's.
 type Endpoint struct{ ID, Org, URL string }
 
+// Answers reports that it answers 200 at once.
+func (e Endpoint) Answers() bool { return strings.Contains(e.URL, OK+"/") }
+
 // Endpoints makes endpoints that are answered in one way, on so many hosts, ten an organization. What tells them from
 // others is their name.
 func (r *Rig) Endpoints(name, answer string, count, hosts int) []Endpoint {

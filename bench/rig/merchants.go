@@ -43,8 +43,8 @@ const (
 )
 
 // RunMerchants is the process of the merchants. It says its port. Asked "count" it answers how many requests came, asked
-// "latency" how long they took from the event's making, in ms: how many, p50, p99 and the longest of those to OK since it
-// was asked last.
+// "noted" how many of those to OK since it was asked for "latency" last: how many, and how old their events were in ms, p50,
+// p99 and the oldest.
 func RunMerchants(_ context.Context, setup string) error {
 	s, err := decodeSetup(setup)
 	if err != nil {
@@ -86,6 +86,10 @@ func (m *merchants) obey(line string) (any, error) {
 	case "recover", "fail":
 		m.recovered.Store(line == "recover")
 		return "ok", nil
+	case "noted":
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		return len(m.latencies), nil
 	case "latency":
 		return m.latency(), nil
 	}

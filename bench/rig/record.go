@@ -55,6 +55,21 @@ func (d *Deliverer) Await(ctx context.Context, delivered int) error {
 	}
 }
 
+// AwaitHeld returns once the owners hold so many deliveries that wait.
+func (d *Deliverer) AwaitHeld(ctx context.Context, held int) error {
+	for {
+		n, err := d.Metric("webhooks_retry_waiting")
+		if err != nil || int(n) >= held {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
+
 // Balance is the ledger beside what the owners say.
 type Balance struct {
 	Record
