@@ -174,7 +174,7 @@ type rows interface {
 	append(partition int32, offset int64)
 	len() int
 	reset()
-	// external makes the batch a temporary table for one query.
+	// external makes the batch a temporary table for one query, which holds until the next call.
 	external(name string) (*ext.Table, error)
 }
 
@@ -187,6 +187,9 @@ type messageRows[M proto.Message] struct {
 	placed  bool
 	parts   []int32
 	offsets []int64
+	// sent is the temporary table of the batch before, kept for its buffers: one that grows anew for each batch is copied
+	// several times over, and was half of all that the deliverer allocated.
+	sent *ext.Table
 }
 
 func (r *messageRows[M]) decode(value []byte) (int64, error) {
@@ -214,26 +217,38 @@ func (r *messageRows[M]) reset() {
 }
 
 func (r *messageRows[M]) external(name string) (*ext.Table, error) {
-	defs := make([]func(*ext.Table) error, 0, len(r.columns)+2)
+	if r.sent == nil {
+		table, err := ext.NewTable(name, r.definitions()...)
+		if err != nil {
+			return nil, err
+		}
+		r.sent = table
+	}
 	values := make([]any, 0, len(r.columns)+2)
-	for i, c := range r.columns {
-		defs = append(defs, ext.Column(c.name, c.typ))
-		values = append(values, r.cells[i].values())
+	for _, c := range r.cells {
+		values = append(values, c.values())
 	}
 	if r.placed {
-		defs = append(defs, ext.Column("src_part", "Int32"), ext.Column("src_offset", "Int64"))
 		values = append(values, r.parts, r.offsets)
 	}
-	table, err := ext.NewTable(name, defs...)
-	if err != nil {
-		return nil, err
-	}
-	for i, col := range table.Block().Columns {
+	for i, col := range r.sent.Block().Columns {
+		col.Reset()
 		if _, err := col.Append(values[i]); err != nil {
 			return nil, fmt.Errorf("column %s: %w", col.Name(), err)
 		}
 	}
-	return table, nil
+	return r.sent, nil
+}
+
+func (r *messageRows[M]) definitions() []func(*ext.Table) error {
+	defs := make([]func(*ext.Table) error, 0, len(r.columns)+2)
+	for _, c := range r.columns {
+		defs = append(defs, ext.Column(c.name, c.typ))
+	}
+	if r.placed {
+		defs = append(defs, ext.Column("src_part", "Int32"), ext.Column("src_offset", "Int64"))
+	}
+	return defs
 }
 
 // insertSQL is the INSERT of a batch that was sent along as the temporary table `batch`. The check in WHERE runs on the
