@@ -15,8 +15,12 @@ const failing = 100
 // others, and as it starts, with its state and without.
 func behind(ctx context.Context, o options, r *rig.Rig) error {
 	fmt.Printf("%d deliveries to endpoints that answer, before and beside a backlog of %d for %d endpoints that fail\n\n", o.deliveries, o.backlog, failing)
-	endpoints := r.Endpoints("e", rig.OK, o.endpoints, o.hosts)
-	down := r.Endpoints("down", rig.Fails, failing, min(failing, 250))
+	merchants, err := r.Merchants()
+	if err != nil {
+		return err
+	}
+	endpoints := merchants.Endpoints("e", rig.OK, o.endpoints, o.hosts)
+	down := merchants.Endpoints("down", rig.Fails, failing, min(failing, 250))
 	// One attempt is all that a failing delivery gets while this goes on.
 	d, err := r.Begin(ctx, "deliverer", "", append(endpoints, down...), func(s *rig.Setup) { s.Retries = []time.Duration{time.Hour, time.Hour} })
 	if err != nil {
@@ -29,7 +33,7 @@ func behind(ctx context.Context, o options, r *rig.Rig) error {
 		if err != nil {
 			return err
 		}
-		if err := o.feed(ctx, r, d, endpoints); err != nil {
+		if err := o.feed(ctx, merchants, d, endpoints); err != nil {
 			return err
 		}
 		delivered += o.deliveries

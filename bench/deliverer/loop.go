@@ -30,10 +30,10 @@ type loopSetup struct {
 // prepared is how many different bodies are sent in turn.
 const prepared = 512
 
-func startLoop(o options, r *rig.Rig) (*measure.Child, error) {
+func startLoop(o options, r *rig.Rig, m *rig.Merchants) (*measure.Child, error) {
 	s := loopSetup{Posts: o.deliveries, Connected: o.connections, Roots: r.Roots()}
 	for i := range o.hosts {
-		s.URLs = append(s.URLs, r.URL(i, rig.OK))
+		s.URLs = append(s.URLs, m.URL(i, rig.OK))
 	}
 	file, err := os.CreateTemp("", "webhooks-bench-loop-")
 	if err != nil {
@@ -45,16 +45,6 @@ func startLoop(o options, r *rig.Rig) (*measure.Child, error) {
 		return nil, err
 	}
 	return measure.Self("-role", "loop", "-setup", file.Name())
-}
-
-// loopSent is how many POSTs the loop has made, the run to warm up included.
-func loopSent(c *competitor) int {
-	var sent int
-	if err := c.child.Ask("sent", &sent); err != nil {
-		return 0
-	}
-	c.child.Stop()
-	return sent
 }
 
 // runLoop is the reference: each connection signs an event, posts it and reads the answer.
@@ -81,11 +71,7 @@ func runLoop(_ context.Context, o options) error {
 	for i := range prepared {
 		bodies = append(bodies, rig.Body(id.New(id.Event), "org_loop", time.Now(), rig.Data(i, time.Now())))
 	}
-	sent := 0
-	return measure.Obey("ready", func(line string) (any, error) {
-		if line == "sent" {
-			return sent, nil
-		}
+	return measure.Obey("ready", func(string) (any, error) {
 		var next atomic.Int64
 		var running errgroup.Group
 		for range s.Connected {
@@ -98,7 +84,6 @@ func runLoop(_ context.Context, o options) error {
 				return nil
 			})
 		}
-		sent += s.Posts
 		return "done", running.Wait()
 	})
 }

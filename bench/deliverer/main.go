@@ -105,10 +105,12 @@ func start(ctx context.Context, o options) error {
 
 // competitor is a deliverer, or, without one, the loop.
 type competitor struct {
-	name  string
-	d     *rig.Deliverer
-	child *measure.Child
-	each  []figures
+	name      string
+	merchants *rig.Merchants
+	d         *rig.Deliverer
+	endpoints []rig.Endpoint
+	child     *measure.Child
+	each      []figures
 }
 
 // figures are those of one run.
@@ -122,14 +124,13 @@ type figures struct {
 func compare(ctx context.Context, o options, r *rig.Rig) error {
 	fmt.Printf("%d deliveries a run, %s; loop of %d connections; %d interleaved runs after one to warm up\n\n",
 		o.deliveries, o.pace(), o.connections, o.runs)
-	endpoints := r.Endpoints("e", rig.OK, o.endpoints, o.hosts)
-	all, err := field(ctx, o, r, endpoints)
+	all, err := field(ctx, o, r)
 	if err != nil {
 		return err
 	}
 	for run := range o.runs + 1 {
 		for _, c := range all {
-			f, err := c.run(ctx, o, r, endpoints, run == o.runs)
+			f, err := c.run(ctx, o, run == o.runs)
 			if err != nil {
 				return fmt.Errorf("run %d of %s: %w", run, c.name, err)
 			}
@@ -139,7 +140,7 @@ func compare(ctx context.Context, o options, r *rig.Rig) error {
 			}
 		}
 	}
-	return report(ctx, r, all)
+	return report(ctx, all)
 }
 
 func (o options) pace() string {
@@ -158,29 +159,36 @@ func (f figures) of(name string) string {
 }
 
 // field starts the competitors: this deliverer, those of other builds, the loop.
-func field(ctx context.Context, o options, r *rig.Rig, endpoints []rig.Endpoint) ([]*competitor, error) {
-	programs := []string{"deliverer="}
+func field(ctx context.Context, o options, r *rig.Rig) (all []*competitor, err error) {
+	entries := []string{"deliverer="}
 	if o.with != "" {
-		programs = append(programs, strings.Split(o.with, ",")...)
+		entries = append(entries, strings.Split(o.with, ",")...)
 	}
-	var all []*competitor
-	for _, entry := range programs {
-		name, program, _ := strings.Cut(entry, "=")
-		d, err := r.Begin(ctx, name, program, endpoints, nil)
-		if err != nil {
-			return nil, fmt.Errorf("start %s: %w", name, err)
+	for _, entry := range append(entries, "loop=") {
+		c := &competitor{}
+		var program string
+		c.name, program, _ = strings.Cut(entry, "=")
+		if c.merchants, err = r.Merchants(); err != nil {
+			return nil, err
 		}
-		all = append(all, &competitor{name: name, d: d, child: d.Child})
+		if c.name == "loop" {
+			c.child, err = startLoop(o, r, c.merchants)
+		} else {
+			c.endpoints = c.merchants.Endpoints("e", rig.OK, o.endpoints, o.hosts)
+			if c.d, err = r.Begin(ctx, c.name, program, c.endpoints, nil); err == nil {
+				c.child = c.d.Child
+			}
+		}
+		if err != nil {
+			return nil, fmt.Errorf("start %s: %w", c.name, err)
+		}
+		all = append(all, c)
 	}
-	loop, err := startLoop(o, r)
-	if err != nil {
-		return nil, err
-	}
-	return append(all, &competitor{name: "loop", child: loop}), nil
+	return all, nil
 }
 
 // run has a competitor deliver, and takes its CPU time around it.
-func (c *competitor) run(ctx context.Context, o options, r *rig.Rig, endpoints []rig.Endpoint, last bool) (f figures, err error) {
+func (c *competitor) run(ctx context.Context, o options, last bool) (f figures, err error) {
 	before, err := c.child.CPU()
 	if err != nil {
 		return f, err
@@ -189,7 +197,7 @@ func (c *competitor) run(ctx context.Context, o options, r *rig.Rig, endpoints [
 	if c.d == nil {
 		err = c.child.Ask("go", new(string))
 	} else {
-		f.waited, err = c.deliver(ctx, o, r, endpoints, last)
+		f.waited, err = c.deliver(ctx, o, last)
 	}
 	if err != nil {
 		return f, err
@@ -204,7 +212,7 @@ func (c *competitor) run(ctx context.Context, o options, r *rig.Rig, endpoints [
 	return f, err
 }
 
-func (c *competitor) deliver(ctx context.Context, o options, r *rig.Rig, endpoints []rig.Endpoint, last bool) (waited float64, err error) {
+func (c *competitor) deliver(ctx context.Context, o options, last bool) (waited float64, err error) {
 	before, err := c.d.Waited(ctx)
 	if err != nil {
 		return 0, err
@@ -215,7 +223,7 @@ func (c *competitor) deliver(ctx context.Context, o options, r *rig.Rig, endpoin
 		go func() { profiled <- c.d.Profile(o.profile, max(1, int(took*0.8))) }()
 		defer func() { err = errors.Join(err, <-profiled) }()
 	}
-	if err := o.feed(ctx, r, c.d, endpoints); err != nil {
+	if err := o.feed(ctx, c.merchants, c.d, c.endpoints); err != nil {
 		return 0, err
 	}
 	if err := c.d.Await(ctx, c.d.Fed()); err != nil {
@@ -226,17 +234,16 @@ func (c *competitor) deliver(ctx context.Context, o options, r *rig.Rig, endpoin
 }
 
 // feed puts a run's deliveries on the log.
-func (o options) feed(ctx context.Context, r *rig.Rig, d *rig.Deliverer, endpoints []rig.Endpoint) error {
+func (o options) feed(ctx context.Context, m *rig.Merchants, d *rig.Deliverer, endpoints []rig.Endpoint) error {
 	if o.window == 0 || o.rate > 0 {
 		return d.Feed(ctx, o.deliveries, o.rate, rig.Each(endpoints))
 	}
-	return d.FeedWindow(ctx, r.Merchants, o.deliveries, o.window, rig.Each(endpoints))
+	return d.FeedWindow(ctx, m, o.deliveries, o.window, rig.Each(endpoints))
 }
 
-func report(ctx context.Context, r *rig.Rig, all []*competitor) error {
+func report(ctx context.Context, all []*competitor) error {
 	fmt.Println("\nmedians:")
 	loop := medians(all[len(all)-1].each)
-	sent := 0
 	for _, c := range all {
 		m := medians(c.each)
 		fmt.Printf("  %s", m.of(c.name))
@@ -247,23 +254,21 @@ func report(ctx context.Context, r *rig.Rig, all []*competitor) error {
 	}
 	fmt.Println()
 	for _, c := range all {
+		counted, err := c.merchants.Count()
+		if err != nil {
+			return err
+		}
 		if c.d == nil {
-			sent += loopSent(c)
+			c.child.Stop()
 			continue
 		}
 		b, err := c.d.Balance(ctx)
 		if err != nil {
 			return err
 		}
-		fmt.Printf("%s: the ledger %s\n", c.name, b)
-		sent += int(b.Attempts)
+		fmt.Printf("%s: merchants counted %d requests; the ledger %s\n", c.name, counted, b)
 		c.d.End()
 	}
-	var counted int
-	if err := r.Merchants.Ask("count", &counted); err != nil {
-		return err
-	}
-	fmt.Printf("merchants counted %d requests; attempts recorded and the loop's POSTs: %d\n", counted, sent)
 	return nil
 }
 

@@ -10,16 +10,16 @@ import (
 )
 
 // troubled is the URL of the endpoint in trouble.
-func (o options) troubled(r *rig.Rig) (url string, err error) {
+func (o options) troubled(m *rig.Merchants) (url string, err error) {
 	answers := map[string]string{"hangs": rig.Hangs, "drips": rig.Drips, "closes": rig.Closes, "backlog": rig.Fails, "dns": ""}
 	answer, ok := answers[o.trouble]
 	switch {
 	case !ok:
 		return "", fmt.Errorf("unknown case %q", o.trouble)
 	case o.trouble == "dns":
-		return "http://silent.example:" + r.MerchantsPort + "/", nil
+		return "http://silent.example:" + m.Port() + "/", nil
 	}
-	return r.URL(o.endpoints, answer), nil
+	return m.URL(o.endpoints, answer), nil
 }
 
 // side is a deliverer that has the endpoint in trouble, or has not.
@@ -41,13 +41,13 @@ func (l latency) String() string {
 	return fmt.Sprintf("%6d events  p50 %7.1f ms  p99 %7.1f ms  the longest %7.1f ms", l.events, l.p50, l.p99, l.most)
 }
 
-func compare(ctx context.Context, o options, r *rig.Rig) error {
-	url, err := o.troubled(r)
+func compare(ctx context.Context, o options, r *rig.Rig, m *rig.Merchants) error {
+	url, err := o.troubled(m)
 	if err != nil {
 		return err
 	}
-	others := r.Endpoints("e", rig.OK, o.endpoints-1, o.endpoints-1)
-	bad := r.Endpoints("bad", rig.Hangs, 1, 1)
+	others := m.Endpoints("e", rig.OK, o.endpoints-1, o.endpoints-1)
+	bad := m.Endpoints("bad", rig.Hangs, 1, 1)
 	bad[0].URL = url
 	fmt.Printf("%d endpoints, %.0f events a second, a tenth of them for the one of the case %q; %d interleaved runs of %d s\n\n",
 		o.endpoints, o.rate, o.trouble, o.runs, o.seconds)
@@ -67,18 +67,18 @@ func compare(ctx context.Context, o options, r *rig.Rig) error {
 		}
 		defer s.d.End()
 		// Every endpoint is known before it is measured.
-		if _, err := s.run(ctx, r, rig.Each(others), 5, o.rate); err != nil {
+		if _, err := s.run(ctx, m, rig.Each(others), 5, o.rate); err != nil {
 			return err
 		}
 	}
 	for run := range o.runs {
 		for _, s := range []*side{without, with} {
 			if s == with && o.trouble == "backlog" {
-				if err := fallBehind(ctx, o, r, with.d, bad); err != nil {
+				if err := fallBehind(ctx, o, m, with.d, bad); err != nil {
 					return err
 				}
 			}
-			l, err := s.run(ctx, r, s.pick, o.seconds, s.rate)
+			l, err := s.run(ctx, m, s.pick, o.seconds, s.rate)
 			if err != nil {
 				return err
 			}
@@ -95,8 +95,8 @@ func compare(ctx context.Context, o options, r *rig.Rig) error {
 }
 
 // run feeds for a time, and says how long the events of endpoints that answer took.
-func (s *side) run(ctx context.Context, r *rig.Rig, pick func(int) rig.Endpoint, seconds int, rate float64) (l latency, err error) {
-	if err := r.Merchants.Ask("latency", new(int), new(float64), new(float64), new(float64)); err != nil {
+func (s *side) run(ctx context.Context, m *rig.Merchants, pick func(int) rig.Endpoint, seconds int, rate float64) (l latency, err error) {
+	if err := m.Ask("latency", new(int), new(float64), new(float64), new(float64)); err != nil {
 		return l, err
 	}
 	events, expected := int(float64(seconds)*rate), 0
@@ -111,7 +111,7 @@ func (s *side) run(ctx context.Context, r *rig.Rig, pick func(int) rig.Endpoint,
 		return l, err
 	}
 	for noted := 0; noted < expected; {
-		if err := r.Merchants.Ask("noted", &noted); err != nil {
+		if err := m.Ask("noted", &noted); err != nil {
 			return l, err
 		}
 		select {
@@ -120,13 +120,13 @@ func (s *side) run(ctx context.Context, r *rig.Rig, pick func(int) rig.Endpoint,
 			return l, ctx.Err()
 		}
 	}
-	err = r.Merchants.Ask("latency", &l.events, &l.p50, &l.p99, &l.most)
+	err = m.Ask("latency", &l.events, &l.p50, &l.p99, &l.most)
 	return l, err
 }
 
 // fallBehind has the endpoint fail until so many deliveries wait for it, and recover.
-func fallBehind(ctx context.Context, o options, r *rig.Rig, d *rig.Deliverer, bad []rig.Endpoint) error {
-	if err := r.Merchants.Ask("fail", new(string)); err != nil {
+func fallBehind(ctx context.Context, o options, m *rig.Merchants, d *rig.Deliverer, bad []rig.Endpoint) error {
+	if err := m.Ask("fail", new(string)); err != nil {
 		return err
 	}
 	if err := d.Feed(ctx, o.behind, 0, rig.Each(bad)); err != nil {
@@ -135,7 +135,7 @@ func fallBehind(ctx context.Context, o options, r *rig.Rig, d *rig.Deliverer, ba
 	if err := d.AwaitHeld(ctx, o.behind); err != nil {
 		return err
 	}
-	return r.Merchants.Ask("recover", new(string))
+	return m.Ask("recover", new(string))
 }
 
 // report compares the medians with the bar.

@@ -69,9 +69,13 @@ func start(ctx context.Context, o options) error {
 		return err
 	}
 	defer r.Close()
+	m, err := r.Merchants()
+	if err != nil {
+		return err
+	}
 	fmt.Println(r)
 	if o.trouble == "storm" {
-		return storm(ctx, o, r)
+		return storm(ctx, o, r, m)
 	}
-	return compare(ctx, o, r)
+	return compare(ctx, o, r, m)
 }

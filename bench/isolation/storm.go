@@ -16,10 +16,10 @@ const each = 3
 var delays = []time.Duration{5 * time.Second, 10 * time.Second, 20 * time.Second}
 
 // storm has all endpoints fail from the first attempt on, and recover before the last.
-func storm(ctx context.Context, o options, r *rig.Rig) error {
+func storm(ctx context.Context, o options, r *rig.Rig, m *rig.Merchants) error {
 	fmt.Printf("%d endpoints that fail together, %d deliveries each, retried after %v; they recover together after the third attempt\n\n",
 		o.endpoints, each, delays)
-	endpoints := r.Endpoints("e", rig.Fails, o.endpoints, o.endpoints)
+	endpoints := m.Endpoints("e", rig.Fails, o.endpoints, o.endpoints)
 	d, err := r.Begin(ctx, "storm", "", endpoints, func(s *rig.Setup) { s.Retries = delays })
 	if err != nil {
 		return err
@@ -30,7 +30,8 @@ func storm(ctx context.Context, o options, r *rig.Rig) error {
 		return err
 	}
 	for attempts := 0; attempts < 3*deliveries; {
-		if err := r.Merchants.Ask("count", &attempts); err != nil {
+		var err error
+		if attempts, err = m.Count(); err != nil {
 			return err
 		}
 		select {
@@ -39,7 +40,7 @@ func storm(ctx context.Context, o options, r *rig.Rig) error {
 			return ctx.Err()
 		}
 	}
-	if err := r.Merchants.Ask("recover", new(string)); err != nil {
+	if err := m.Ask("recover", new(string)); err != nil {
 		return err
 	}
 	if err := d.Await(ctx, deliveries); err != nil {

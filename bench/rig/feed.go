@@ -12,7 +12,6 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 	"google.golang.org/protobuf/proto"
 
-	"github.com/betterdata/webhooks/bench/measure"
 	"github.com/betterdata/webhooks/internal/id"
 	"github.com/betterdata/webhooks/internal/kafka"
 	"github.com/betterdata/webhooks/internal/seal"
@@ -28,29 +27,17 @@ func (e Endpoint) Answers() bool { return strings.Contains(e.URL, OK+"/") }
 
 // Endpoints makes endpoints that are answered in one way, on so many hosts, ten an organization. What tells them from
 // others is their name.
-func (r *Rig) Endpoints(name, answer string, count, hosts int) []Endpoint {
+func (m *Merchants) Endpoints(name, answer string, count, hosts int) []Endpoint {
 	all := make([]Endpoint, count)
 	for i := range all {
 		all[i] = Endpoint{
 			ID:  id.Derive(id.Endpoint, name, fmt.Sprint(i)),
 			Org: fmt.Sprintf("org_%s_%05d", name, i/10),
-			URL: r.URL(i%hosts, answer) + "/" + fmt.Sprint(i),
+			URL: m.URL(i%hosts, answer) + "/" + fmt.Sprint(i),
 		}
 	}
 	return all
 }
-
-// URL is that of a merchant's host.
-func (r *Rig) URL(host int, answer string) string {
-	scheme := "http"
-	if r.setup.Authority != "" {
-		scheme = "https"
-	}
-	return fmt.Sprintf("%s://%s:%s%s", scheme, Host(host), r.MerchantsPort, answer)
-}
-
-// Host is the address of a merchant's host.
-func Host(i int) string { return fmt.Sprintf("127.1.%d.%d", i/250, 1+i%250) }
 
 // Secret signs everything.
 const Secret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSwAAAAAAAA"
@@ -138,12 +125,12 @@ func (d *Deliverer) Feed(ctx context.Context, events int, rate float64, pick fun
 }
 
 // FeedWindow puts events on the log as they reach the merchants: so many are on their way at a time.
-func (d *Deliverer) FeedWindow(ctx context.Context, merchants *measure.Child, events, window int, pick func(i int) Endpoint) error {
-	var start, now int
-	if err := merchants.Ask("count", &start); err != nil {
+func (d *Deliverer) FeedWindow(ctx context.Context, m *Merchants, events, window int, pick func(i int) Endpoint) error {
+	start, err := m.Count()
+	if err != nil {
 		return err
 	}
-	now = start
+	now := start
 	for i := range events {
 		for i-(now-start) >= window {
 			select {
@@ -151,7 +138,7 @@ func (d *Deliverer) FeedWindow(ctx context.Context, merchants *measure.Child, ev
 			case <-ctx.Done():
 				return ctx.Err()
 			}
-			if err := merchants.Ask("count", &now); err != nil {
+			if now, err = m.Count(); err != nil {
 				return err
 			}
 		}

@@ -25,12 +25,8 @@ import (
 	"github.com/betterdata/webhooks/internal/seal"
 )
 
-// Rig is the cluster, the database server and the merchants.
+// Rig is the cluster and the database server.
 type Rig struct {
-	// Merchants answer on every address of 127.0.0.0/8, at MerchantsPort.
-	Merchants     *measure.Child
-	MerchantsPort string
-
 	folder, where string
 	setup         Setup
 	closers       []func()
@@ -66,7 +62,7 @@ func (s Setup) cluster() kafka.Config {
 	return kafka.Config{Brokers: s.Brokers, TopicPrefix: s.Prefix, Partitions: int32(s.Partitions), ReplicationFactor: 1}
 }
 
-// Start starts everything but deliverers. Close ends it.
+// Start starts them. Close ends everything.
 func Start(ctx context.Context, o Options) (*Rig, error) {
 	r := &Rig{setup: Setup{Partitions: o.Partitions, SecretsKey: seal.NewKey()}}
 	if err := r.start(ctx, o); err != nil {
@@ -96,13 +92,44 @@ func (r *Rig) start(ctx context.Context, o Options) (err error) {
 		}
 		r.setup.Authority = r.folder
 	}
-	if r.Merchants, err = measure.Self("-role", "merchants", "-setup", r.setup.encode()); err != nil {
-		return err
-	}
-	r.MerchantsPort = r.Merchants.Hello
-	r.closers = append(r.closers, r.Merchants.Stop)
 	return nil
 }
+
+// Merchants is a process that answers on every address of 127.0.0.0/8.
+type Merchants struct {
+	*measure.Child
+	scheme string
+}
+
+// Merchants starts one. Competitors have one each: ten thousand connections kept by each would be more than one may have.
+func (r *Rig) Merchants() (*Merchants, error) {
+	child, err := measure.Self("-role", "merchants", "-setup", r.setup.encode())
+	if err != nil {
+		return nil, err
+	}
+	r.closers = append(r.closers, child.Stop)
+	m := &Merchants{Child: child, scheme: "http"}
+	if r.setup.Authority != "" {
+		m.scheme = "https"
+	}
+	return m, nil
+}
+
+// URL is that of a host, which answers in that way.
+func (m *Merchants) URL(host int, answer string) string {
+	return fmt.Sprintf("%s://%s:%s%s", m.scheme, address(host), m.Port(), answer)
+}
+
+// Port is that of every host.
+func (m *Merchants) Port() string { return m.Hello }
+
+// Count is how many requests have come.
+func (m *Merchants) Count() (n int, err error) {
+	err = m.Ask("count", &n)
+	return n, err
+}
+
+func address(host int) string { return fmt.Sprintf("127.1.%d.%d", host/250, 1+host%250) }
 
 func (r *Rig) startClickHouse(ctx context.Context) error {
 	server, err := engine.Start(ctx, engine.Config{
