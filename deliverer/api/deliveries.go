@@ -10,25 +10,13 @@ import (
 
 	"github.com/betterdata/webhooks/internal/httpapi"
 	"github.com/betterdata/webhooks/internal/id"
+	"github.com/betterdata/webhooks/internal/resource"
 	"github.com/betterdata/webhooks/schemas"
 )
 
 // delivery is one event for one endpoint, as the API shows it.
 type delivery struct {
-	ID             string  `json:"id"`
-	OrganizationID string  `json:"organizationId"`
-	EndpointID     string  `json:"endpointId"`
-	EventID        string  `json:"eventId"`
-	EventType      string  `json:"eventType"`
-	Status         string  `json:"status"`
-	Reason         *string `json:"reason"`
-	AttemptCount   uint16  `json:"attemptCount"`
-	NextAttemptAt  *string `json:"nextAttemptAt"`
-	ReplayID       *string `json:"replayId"`
-	Test           bool    `json:"test"`
-	CreatedAt      string  `json:"createdAt"`
-	EndedAt        *string `json:"endedAt"`
-
+	resource.Delivery
 	createdMS int64
 }
 

@@ -1,6 +1,6 @@
-// Package resource is the public form of what merchants manage: endpoints and connections. It has the JSON views that
-// every answer shows and the rules that every request is held to, so that ingest, which refuses a request, and the
-// processor, which applies it, cannot disagree.
+// Package resource is the public form of what merchants manage: endpoints and connections, and of their deliveries. It has
+// the JSON views that every answer shows and the rules that every request is held to, so that ingest, which refuses a
+// request, and the processor, which applies it, cannot disagree.
 //
 // A write goes through it twice. Ingest parses the body (ParseEndpointCreate, ParseEndpointPatch,
 // ParseConnectionCreate): what is wrong becomes a problem at once, and what is secret (a signing secret, header values,

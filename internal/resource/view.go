@@ -2,7 +2,9 @@ package resource
 
 import (
 	"encoding/json"
+	"math"
 	"slices"
+	"time"
 
 	"github.com/betterdata/webhooks/internal/httpapi"
 	webhooksv1 "github.com/betterdata/webhooks/schemas/webhooks/v1"
@@ -83,6 +85,33 @@ func ConnectionView(c *webhooksv1.Connection) Connection {
 	return Connection{
 		ID: c.Id, OrganizationID: c.OrganizationId, Source: c.Source, Account: c.Account,
 		Status: c.Status, Learned: c.Learned, CreatedAt: httpapi.Time(c.CreatedUnixMs),
+	}
+}
+
+// Delivery is one event for one endpoint, as it is answered.
+type Delivery struct {
+	ID             string  `json:"id"`
+	OrganizationID string  `json:"organizationId"`
+	EndpointID     string  `json:"endpointId"`
+	EventID        string  `json:"eventId"`
+	EventType      string  `json:"eventType"`
+	Status         string  `json:"status"`
+	Reason         *string `json:"reason"`
+	AttemptCount   uint16  `json:"attemptCount"`
+	NextAttemptAt  *string `json:"nextAttemptAt"`
+	ReplayID       *string `json:"replayId"`
+	Test           bool    `json:"test"`
+	CreatedAt      string  `json:"createdAt"`
+	EndedAt        *string `json:"endedAt"`
+}
+
+// DeliveryView shows a delivery.
+func DeliveryView(d *webhooksv1.Delivery) Delivery {
+	return Delivery{
+		ID: d.Id, OrganizationID: d.OrganizationId, EndpointID: d.EndpointId, EventID: d.EventId, EventType: d.EventType,
+		Status: d.Status, Reason: orNull(d.Reason), AttemptCount: uint16(min(d.AttemptCount, math.MaxUint16)),
+		NextAttemptAt: httpapi.Time(d.NextAttemptUnixMs), ReplayID: orNull(d.ReplayId), Test: d.Test,
+		CreatedAt: httpapi.FormatTime(time.UnixMilli(d.CreatedUnixMs)), EndedAt: httpapi.Time(d.EndedUnixMs),
 	}
 }
 
