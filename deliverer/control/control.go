@@ -123,8 +123,17 @@ func (e *Endpoint) SetLimits(l Limits) {
 
 // Admit says whether an attempt may begin now; Go takes its slot.
 func (e *Endpoint) Admit(now time.Time) Verdict {
+	if e.wait > 0 && now.Before(e.until) {
+		return Open
+	}
+	return e.Probe(now)
+}
+
+// Probe is Admit of an attempt that somebody asked for to see whether the endpoint answers: it need not wait until an open
+// breaker lets one probe, and counts as one.
+func (e *Endpoint) Probe(now time.Time) Verdict {
 	switch {
-	case e.wait > 0 && (e.probing || now.Before(e.until)):
+	case e.wait > 0 && e.probing:
 		return Open
 	case e.running >= int(e.allowed):
 		return Full

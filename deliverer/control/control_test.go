@@ -93,6 +93,30 @@ func TestBreaker(t *testing.T) {
 	require.Equal(t, control.Go, e.Admit(now))
 }
 
+func TestAProbeThatIsAskedForDoesNotWaitForTheBreaker(t *testing.T) {
+	e := control.New(control.Limits{Concurrency: 2, Rate: 1})
+	now := start
+	for range 10 {
+		require.Equal(t, control.Go, e.Admit(now))
+		e.Done(now, control.Failure, time.Second)
+		now = now.Add(time.Second)
+	}
+	now = now.Add(-time.Millisecond)
+	require.Equal(t, control.Open, e.Admit(now))
+	require.Equal(t, control.Limited, e.Probe(now), "the rate holds")
+	now = now.Add(500 * time.Millisecond)
+	require.Equal(t, control.Go, e.Admit(now), "the breaker's own")
+	require.Equal(t, control.Open, e.Probe(now), "one at a time")
+	e.Done(now, control.Failure, time.Second)
+	require.Equal(t, control.Open, e.Admit(now.Add(time.Second)))
+	require.Equal(t, control.Go, e.Probe(now.Add(time.Second)))
+	e.Done(now.Add(time.Second), control.Failure, time.Second)
+	require.Equal(t, now.Add(5*time.Second), e.NextTry(now.Add(time.Second)), "a failed one counts")
+	require.Equal(t, control.Go, e.Probe(now.Add(3*time.Second)))
+	e.Done(now.Add(3*time.Second), control.Success, time.Second)
+	require.False(t, e.Broken())
+}
+
 func TestSuccessesBetweenKeepItClosed(t *testing.T) {
 	e := control.New(control.Limits{Concurrency: 1}, start)
 	for i := range 100 {
