@@ -1,8 +1,8 @@
 // Package deliverer is the service that sends events to merchants' endpoints and records what came of it.
 //
 // It runs the task group `deliverer` (package dispatch), which decides what is sent when, over package sender, which makes
-// the attempts; the sinks of the tables whose rows the path makes (package record); and the reads of deliveries, events
-// and attempts (package api). Any number of processes share the work: the partitions of `deliveries` are the endpoints',
+// the attempts, and package archive, which finds deliveries that ended; the sinks of the tables whose rows the path makes
+// (package rows); and the reads of deliveries, events and attempts (package api). Any number of processes share the work: the partitions of `deliveries` are the endpoints',
 // and each endpoint has one owner. The package decides nothing; it puts the parts together and stops them in the order
 // of the flow: first what delivers, then what records it.
 package deliverer
@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/betterdata/webhooks/deliverer/api"
+	"github.com/betterdata/webhooks/deliverer/archive"
 	"github.com/betterdata/webhooks/deliverer/dispatch"
 	"github.com/betterdata/webhooks/deliverer/rows"
 	"github.com/betterdata/webhooks/deliverer/sender"
@@ -65,6 +66,7 @@ type Deliverer struct {
 	// dispatcher has the attempts that run.
 	dispatcher *dispatch.Dispatcher
 	group      *stream.Group
+	archive    *archive.Archive
 	sinks      []*sink.Sink
 	handler    fasthttp.RequestHandler
 }
@@ -90,9 +92,12 @@ func New(cfg Config, deps Deps) (*Deliverer, error) {
 	return d, nil
 }
 
-func (d *Deliverer) newGroup(cfg Config, deps Deps) error {
+func (d *Deliverer) newGroup(cfg Config, deps Deps) (err error) {
+	if d.archive, err = archive.New(cfg.Kafka, deps.ClickHouse, deps.Log); err != nil {
+		return err
+	}
 	dispatcher, err := dispatch.New(cfg.Dispatch, dispatch.Deps{
-		Sender: d.sender, Guard: deps.Guard, Secrets: deps.Keys, Endpoints: deps.Endpoints,
+		Sender: d.sender, Guard: deps.Guard, Secrets: deps.Keys, Endpoints: deps.Endpoints, Archive: d.archive,
 		Log: deps.Log, Registry: deps.Registerer,
 	})
 	if err != nil {
@@ -157,5 +162,6 @@ func (d *Deliverer) endAttempts() {
 	ctx, cancel := context.WithTimeout(context.Background(), lastAttempts)
 	defer cancel()
 	d.dispatcher.Close(ctx)
+	d.archive.Close()
 	d.sender.Close()
 }

@@ -4,10 +4,12 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/betterdata/webhooks/deliverer/schedule"
 	"github.com/betterdata/webhooks/internal/cloudevent"
 	"github.com/betterdata/webhooks/internal/httpapi"
 	"github.com/betterdata/webhooks/internal/id"
@@ -33,7 +35,27 @@ func (t *task) command(tx *stream.Tx, in *kgo.Record) error {
 		return nil
 	}
 	t.now = tx.Now()
-	return t.carryOut(tx, cmd)
+	c := newKept(cmd, in.Offset, t.now)
+	// Behind one that waits it is not attended to before.
+	if len(t.waitingFor(c.at.Delivery)) == 0 {
+		if done, err := t.attend(tx, c, t.now); done || err != nil {
+			return err
+		}
+	}
+	return t.keep(tx, c)
+}
+
+func newKept(cmd *webhooksv1.Command, offset int64, now time.Time) *kept {
+	c := &kept{cmd: cmd, at: schedule.Place{Offset: offset}, since: now}
+	switch action := cmd.GetAction().(type) {
+	case *webhooksv1.Command_RetryDelivery:
+		c.at.Delivery, c.endpoint = action.RetryDelivery.GetDeliveryId(), action.RetryDelivery.GetEndpointId()
+	case *webhooksv1.Command_TestEndpoint:
+		c.at.Delivery, c.endpoint = action.TestEndpoint.GetDeliveryId(), action.TestEndpoint.GetEndpointId()
+	case *webhooksv1.Command_CancelDelivery:
+		c.at.Delivery, c.endpoint = action.CancelDelivery.GetDeliveryId(), action.CancelDelivery.GetEndpointId()
+	}
+	return c
 }
 
 func readCommand(value []byte, cmd *webhooksv1.Command) error {
@@ -49,9 +71,21 @@ func readCommand(value []byte, cmd *webhooksv1.Command) error {
 	return nil
 }
 
-// carryOut does what a command asks for and answers it.
-func (t *task) carryOut(tx *stream.Tx, cmd *webhooksv1.Command) error {
-	return t.refuse(tx, cmd, httpapi.NewProblem(http.StatusBadRequest, "unknown_command", "This version does not know the command."))
+// attend does what a command asks for and answers it, or says that it has to wait.
+func (t *task) attend(tx *stream.Tx, c *kept, now time.Time) (done bool, err error) {
+	if commandName(c.cmd) == unknownCommand {
+		return true, t.refuse(tx, c.cmd, httpapi.NewProblem(http.StatusBadRequest, "unknown_command", "This version does not know the command."))
+	}
+	if !id.Valid(id.Delivery, c.at.Delivery) || !id.Valid(id.Endpoint, c.endpoint) || t.part.PartitionOf(c.endpoint) != t.part.ID() {
+		return true, t.refuse(tx, c.cmd, httpapi.NewProblem(http.StatusBadRequest, "malformed_command", "The command names no delivery of this owner's."))
+	}
+	switch c.cmd.GetAction().(type) {
+	case *webhooksv1.Command_RetryDelivery:
+		return t.retry(tx, c, now)
+	case *webhooksv1.Command_CancelDelivery:
+		return t.cancel(tx, c, now)
+	}
+	return t.test(tx, c, now)
 }
 
 func (t *task) refuse(tx *stream.Tx, cmd *webhooksv1.Command, problem *httpapi.Problem) error {
@@ -96,15 +130,17 @@ func (t *task) reportAnswers() {
 		if refusal != nil {
 			result = "refused"
 		}
-		name := commandName(a.cmd)
+		name, c := commandName(a.cmd), newKept(a.cmd, 0, time.Time{})
 		t.d.metrics.commands.WithLabelValues(name, result).Inc()
-		t.log.Info("command answered", "org", a.cmd.GetOrganizationId(), "command", a.cmd.GetId(), "action", name,
-			"result", result, "code", refusal.GetCode())
+		t.log.Info("command answered", "org", a.cmd.GetOrganizationId(), "endpoint", c.endpoint, "delivery_id", c.at.Delivery,
+			"command", a.cmd.GetId(), "action", name, "result", result, "code", refusal.GetCode())
 	}
 }
 
 // commandNames are the labels of commands.
-var commandNames = []string{"retry", "test", "cancel", "unknown"}
+var commandNames = []string{"retry", "test", "cancel", unknownCommand}
+
+const unknownCommand = "unknown"
 
 func commandName(cmd *webhooksv1.Command) string {
 	switch cmd.GetAction().(type) {
@@ -115,5 +151,5 @@ func commandName(cmd *webhooksv1.Command) string {
 	case *webhooksv1.Command_CancelDelivery:
 		return "cancel"
 	}
-	return "unknown"
+	return unknownCommand
 }

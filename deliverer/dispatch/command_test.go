@@ -1,6 +1,7 @@
 package dispatch_test
 
 import (
+	"slices"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -27,6 +28,37 @@ func (w *world) asked(change func(*webhooksv1.Command)) *kgo.Record {
 // outcomes decodes the answers to commands among outputs.
 func outcomes(t streamtest.TB, out streamtest.Outputs) []*webhooksv1.CommandOutcome {
 	return rows(t, out, schemas.CommandOutcomes, func() *webhooksv1.CommandOutcome { return new(webhooksv1.CommandOutcome) })
+}
+
+// metric is the sum of a counter's values that have these labels.
+func (w *world) metric(name string, labels ...string) (sum float64) {
+	w.t.Helper()
+	families, err := w.registry.Gather()
+	require.NoError(w.t, err)
+	for _, f := range families {
+		if f.GetName() != name {
+			continue
+		}
+		for _, m := range f.GetMetric() {
+			var values []string
+			for _, l := range m.GetLabel() {
+				values = append(values, l.GetValue())
+			}
+			if subset(labels, values) {
+				sum += m.GetCounter().GetValue()
+			}
+		}
+	}
+	return sum
+}
+
+func subset(some, all []string) bool {
+	for _, s := range some {
+		if !slices.Contains(all, s) {
+			return false
+		}
+	}
+	return true
 }
 
 func TestACommandThatIsNotKnownIsRefused(t *testing.T) {

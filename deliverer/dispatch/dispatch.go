@@ -6,7 +6,8 @@
 // partitions share; their results queue in memory and enter a transaction in Advance: one row of `attempts`, one of
 // `delivery-rows`, and the change of the schedule, all together or not at all.
 //
-// A record may be a command of the management API instead. It is answered in the transaction that carries it out.
+// A record may be a command of the management API instead: a retry, a test, a cancellation. What it changes and its answer
+// are of one transaction. One that has to wait is kept in the schedule, so that none holds up its partition.
 //
 // A partition's owner holds its endpoints whole: all control of an endpoint is in the task of its partition. The pool and
 // the copy of `endpoints` are what tasks share.
@@ -28,6 +29,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/betterdata/webhooks/deliverer/archive"
 	"github.com/betterdata/webhooks/deliverer/control"
 	"github.com/betterdata/webhooks/deliverer/schedule"
 	"github.com/betterdata/webhooks/deliverer/sender"
@@ -46,6 +48,11 @@ type Sender interface {
 // Endpoints is the local copy of the table `endpoints`; *table.Copy is one.
 type Endpoints interface {
 	Get(key []byte) (value []byte, ok bool, err error)
+}
+
+// Archive finds deliveries that ended; *archive.Archive is one.
+type Archive interface {
+	Find(ctx context.Context, partition int32, organization, delivery string) (*archive.Delivery, error)
 }
 
 // Config is what an operator chooses. The zero value of a field takes its default.
@@ -88,6 +95,7 @@ type Deps struct {
 	Guard     sender.Guard
 	Secrets   sender.Opener
 	Endpoints Endpoints
+	Archive   Archive
 	Log       *slog.Logger
 	Registry  prometheus.Registerer
 }
@@ -101,6 +109,8 @@ type Dispatcher struct {
 	changes changes
 	sets    setVersions
 	room    room
+	// searches are those of the tasks in the archive.
+	searches sync.WaitGroup
 
 	mu    sync.Mutex
 	tasks map[*task]struct{}
@@ -151,7 +161,10 @@ func (d *Dispatcher) EndpointChanged(key, _ []byte) {
 
 // Close waits for the attempts that still run, at most until ctx ends: then they end by themselves, by their time-outs.
 // No task may be left.
-func (d *Dispatcher) Close(ctx context.Context) { d.pool.close(ctx) }
+func (d *Dispatcher) Close(ctx context.Context) {
+	d.pool.close(ctx)
+	d.searches.Wait() // they end with their partitions
+}
 
 func (d *Dispatcher) newTask(p *stream.Partition) (stream.Task, error) {
 	t := newTask(d, p)

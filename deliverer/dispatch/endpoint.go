@@ -33,7 +33,9 @@ type endpoint struct {
 	ailing bool
 	// queue are deliveries in memory that wait for a slot, in order.
 	queue []*flight
-	// pulled is how many deliveries of the schedule are in hand; marking, how many of them are not in the queue yet.
+	// tests wait for a slot too, ahead of the queue.
+	tests []*flight
+	// pulled is how many deliveries of the schedule, and tests, are in hand; marking, how many of them are not in the queue yet.
 	pulled, marking int
 	// head is the earliest due time of what waits in the schedule and is not in hand; zero when nothing does.
 	head time.Time
@@ -55,6 +57,9 @@ const (
 	deleted
 )
 
+// sends reports that deliveries go out, now or once the endpoint is resumed.
+func (m mode) sends() bool { return m == sending || m == paused }
+
 func (e *endpoint) mode() mode {
 	switch {
 	case e.spec == nil:
@@ -71,6 +76,15 @@ func (e *endpoint) mode() mode {
 func (e *endpoint) off() bool {
 	m := e.mode()
 	return m == disabled || m == deleted
+}
+
+// enqueue has a flight wait for a slot.
+func (e *endpoint) enqueue(f *flight) {
+	if f.test != nil {
+		e.tests = append(e.tests, f)
+		return
+	}
+	e.queue = append(e.queue, f)
 }
 
 // inHand is how many deliveries run, or will without another look at the schedule.

@@ -12,6 +12,16 @@ func (d *Dispatcher) InFlight() (begun, queued int) {
 	return int(d.room.begun.Load()), len(d.pool.queue)
 }
 
+// Searching is how many searches in the archive are under way.
+func (d *Dispatcher) Searching() (n int) {
+	d.eachTask(func(t *task) {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		n += len(t.searching) - len(t.finds)
+	})
+	return n
+}
+
 // HeldBytes is the memory of what is in hand.
 func (d *Dispatcher) HeldBytes() int64 { return d.room.held.Load() }
 

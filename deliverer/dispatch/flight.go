@@ -2,6 +2,7 @@ package dispatch
 
 import (
 	"context"
+	"math/rand/v2"
 	"time"
 
 	"github.com/betterdata/webhooks/deliverer/control"
@@ -26,6 +27,12 @@ type flight struct {
 	step       uint32
 	rowVersion uint64
 	created    int64
+	// manual: the attempt was asked for.
+	manual bool
+	// delivered is when the delivery was delivered before (Unix ms): it stays so. 0: it was not.
+	delivered int64
+	// test is the command of a test; nil for a delivery.
+	test *kept
 	// order is the offset of the delivery's source record.
 	order int64
 
@@ -34,7 +41,7 @@ type flight struct {
 	unit    int
 	// load is its part of the memory; nil while it is detached.
 	load *load
-	// seq is the transaction that brought the record, or brought it again.
+	// seq is the transaction that brought the record, or brought it again; of one that waits, the one that pulled it.
 	seq uint64
 	// detached: the transaction that brought the record was aborted and the record has not been given again. Until it
 	// is, nothing can be handed over.
@@ -46,14 +53,17 @@ type flight struct {
 	dest    *sender.Destination
 	version uint64
 	running bool
-	// landed: the attempt has ended, and result and verdict stand.
+	// landed: the attempt has ended, and result stands; luck is the jitter of the next.
 	landed bool
+	luck   float64
+	// handed: the open transaction ends it here.
+	handed bool
 	// unsent: the task was giving up when its turn came.
 	unsent bool
 	result sender.Result
 	// due is from when it waits in the schedule, once the transaction that puts it there is durable.
 	due time.Time
-	// verdict is what the result means; judged once, so that an abort changes nothing.
+	// verdict is what the open transaction makes of it.
 	verdict verdict
 }
 
@@ -69,6 +79,17 @@ func (t *task) release(f *flight) {
 		t.fresh--
 	} else {
 		f.ep.pulled--
+	}
+	if len(t.commands[f.id]) > 0 {
+		t.ask(f.id)
+	}
+}
+
+// hand has the open transaction end a flight.
+func (t *task) hand(f *flight) {
+	if !f.handed {
+		f.handed = true
+		t.handed = append(t.handed, f)
 	}
 }
 
@@ -113,7 +134,7 @@ func (t *task) land(f *flight) {
 	if f.unsent {
 		e.control.Release()
 		if t.flights[f.id] == f {
-			e.queue = append(e.queue, f)
+			e.enqueue(f)
 		}
 		return
 	}
@@ -121,11 +142,14 @@ func (t *task) land(f *flight) {
 	e.control.Done(now, outcomeOf(&f.result), f.result.Duration)
 	t.felt(f, now)
 	if t.flights[f.id] == f {
-		f.landed, f.verdict = true, t.judge(f)
+		f.landed, f.luck = true, rand.Float64()
 		t.results = append(t.results, f)
 	}
-	if e.mode() == sending && !t.draining.Load() {
-		t.letOut(e, now)
+	if !t.draining.Load() {
+		t.letOutTests(e, now)
+		if e.mode() == sending {
+			t.letOut(e, now)
+		}
 	}
 	t.touch(e, now)
 }

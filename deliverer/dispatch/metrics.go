@@ -118,7 +118,7 @@ func (m *metrics) attempt(f *flight) {
 		m.failures[f.result.Class].Inc()
 	}
 	m.duration.Observe(f.result.Duration.Seconds())
-	if accepted := f.event.GetAcceptedUnixMs(); f.number == 1 && !f.maybe && accepted != 0 {
+	if accepted := f.event.GetAcceptedUnixMs(); f.number == 1 && !f.maybe && f.test == nil && accepted != 0 {
 		m.latency.Observe(f.result.Started.Sub(time.UnixMilli(accepted)).Seconds())
 	}
 }

@@ -3,7 +3,6 @@ package dispatch
 import (
 	"context"
 	"log/slog"
-	"math/rand/v2"
 	"time"
 
 	"github.com/betterdata/webhooks/deliverer/schedule"
@@ -41,7 +40,7 @@ func (t *task) judge(f *flight) verdict {
 	case f.result.Class == sender.HTTP410:
 		return verdict{status: schemas.DeliveryDead, reason: reasonGone}
 	}
-	due, ok := t.policy(f.ep).Next(f.step, f.result.Ended(), f.result.RetryAfter, rand.Float64())
+	due, ok := t.policy(f.ep).Next(f.step, f.result.Ended(), f.result.RetryAfter, f.luck)
 	if !ok {
 		return verdict{status: schemas.DeliveryDead, reason: reasonExhausted}
 	}
@@ -70,7 +69,7 @@ func (t *task) handOver(tx *stream.Tx) error {
 			t.results = append(t.results, f)
 			continue
 		}
-		t.handed = append(t.handed, f)
+		t.hand(f)
 		if err := t.conclude(tx, f); err != nil {
 			return err
 		}
@@ -78,8 +77,12 @@ func (t *task) handOver(tx *stream.Tx) error {
 	return nil
 }
 
-// conclude writes what an attempt changes: its row, the delivery's row, the schedule.
+// conclude writes what an attempt changes: its row, the delivery's row, the schedule. It ends the commands that waited for
+// the attempt.
 func (t *task) conclude(tx *stream.Tx, f *flight) error {
+	if f.test != nil {
+		return t.concludeTest(tx, f)
+	}
 	var before *webhooksv1.WaitingState
 	if !f.fresh() {
 		var err error
@@ -90,34 +93,60 @@ func (t *task) conclude(tx *stream.Tx, f *flight) error {
 			f.verdict = verdict{} // it ended or moved on by another way: this attempt is none of it
 			return nil
 		}
+		f.follow(before)
 	}
+	f.verdict = t.judge(f)
+	waiting := t.waitingForAttempt(f)
+	again := f.overrule(waiting)
 	if err := t.emitAttempt(tx, f); err != nil {
 		return err
 	}
-	if f.verdict.status == schemas.DeliveryWaiting {
-		return t.wait(tx, f, before)
-	}
-	t.stopWaiting(tx, f, before)
-	if err := t.emitDelivery(tx, f, f.number, f.result.Ended()); err != nil {
-		return err
-	}
-	if f.verdict.reason == reasonGone {
+	if f.result.Class == sender.HTTP410 {
 		if err := t.emitDisable(tx, f); err != nil {
 			return err
 		}
 	}
-	if f.verdict.reason == reasonExhausted {
-		return t.emitExhausted(tx, f)
+	var ended time.Time
+	if f.verdict.status == schemas.DeliveryWaiting {
+		if err := t.wait(tx, f, before, again); err != nil {
+			return err
+		}
+	} else {
+		ended = f.result.Ended()
+		t.stopWaiting(tx, f, before)
 	}
-	return nil
+	if err := t.emitDelivery(tx, f, f.number, ended); err != nil {
+		return err
+	}
+	if f.verdict.reason == reasonExhausted && f.delivered == 0 {
+		if err := t.emitExhausted(tx, f); err != nil {
+			return err
+		}
+	}
+	return t.answerWaiting(tx, waiting, f.row(f.number, ended), f.result.Success())
+}
+
+// overrule lets the commands that waited for an attempt which failed decide what comes of it; the last one holds. again says
+// that another attempt was asked for.
+func (f *flight) overrule(waiting []*kept) (again bool) {
+	if f.result.Success() {
+		return false
+	}
+	for _, c := range waiting {
+		f.verdict = verdict{status: schemas.DeliveryDead, reason: reasonCanceled}
+		if again = c.cmd.GetRetryDelivery() != nil; again {
+			f.verdict = verdict{status: schemas.DeliveryWaiting, due: f.result.Ended()}
+		}
+	}
+	return again
 }
 
 // wait puts a delivery whose attempt failed to the schedule.
-func (t *task) wait(tx *stream.Tx, f *flight, before *webhooksv1.WaitingState) error {
+func (t *task) wait(tx *stream.Tx, f *flight, before *webhooksv1.WaitingState, again bool) error {
 	s := f.state(webhooksv1.WaitingReason_WAITING_REASON_BACKOFF, f.verdict.due)
 	s.Attempts, s.ScheduleStep, s.RowVersion = f.number, f.step+1, f.rowVersion+1
-	if err := t.emitDelivery(tx, f, f.number, time.Time{}); err != nil {
-		return err
+	if s.Manual = manualRetry(again, f.delivered); again {
+		s.ScheduleStep = 0
 	}
 	if before == nil {
 		return t.beginWaiting(tx, f, s)
@@ -142,7 +171,7 @@ func (t *task) stopWaiting(tx *stream.Tx, f *flight, before *webhooksv1.WaitingS
 // again to find out, and is one that was made and broke off: a request that was seen has its row.
 func (t *task) end(tx *stream.Tx, f *flight, reason string, now time.Time) error {
 	var before *webhooksv1.WaitingState
-	t.handed = append(t.handed, f)
+	t.hand(f)
 	f.verdict = verdict{status: schemas.DeliveryDead, reason: reason}
 	if !f.fresh() {
 		var err error
@@ -153,6 +182,7 @@ func (t *task) end(tx *stream.Tx, f *flight, reason string, now time.Time) error
 			f.verdict = verdict{}
 			return nil
 		}
+		f.follow(before)
 	}
 	t.stopWaiting(tx, f, before)
 	made := f.number - 1
@@ -175,6 +205,9 @@ func (t *task) report(f *flight) {
 			t.log.Debug("attempt failed", append(f.logged(), "attempt", f.number, "class", f.result.Class.String(),
 				"status", f.result.StatusCode, "error", f.result.Err)...)
 		}
+	}
+	if f.test != nil || f.delivered != 0 {
+		return // it is no delivery of the ledger's, or was counted
 	}
 	switch f.verdict.status {
 	case schemas.DeliveryDelivered:

@@ -39,7 +39,7 @@ func (t *task) emitAttempt(tx *stream.Tx, f *flight) error {
 		OrganizationId:    f.event.GetOrganizationId(),
 		EventType:         f.event.GetType(),
 		Number:            f.number,
-		Trigger:           "schedule",
+		Trigger:           f.trigger(),
 		StartedUnixMs:     r.Started.UnixMilli(),
 		DurationMs:        ms(r.Duration),
 		QueueMs:           ms(r.Timings.Queue),
@@ -55,36 +55,72 @@ func (t *task) emitAttempt(tx *stream.Tx, f *flight) error {
 		ResponseBytes:     uint32(r.ResponseBytes),
 		RequestBytes:      uint32(r.RequestBytes),
 		NextAttemptUnixMs: unixMS(f.verdict.due),
-		DeliveryStatus:    f.verdict.status,
+		DeliveryStatus:    f.status(),
 		ReplayId:          f.replay,
+		Test:              f.test != nil,
 		MaybeRepeated:     f.maybe || r.Resent,
 		Worker:            t.d.cfg.Worker,
-	}
-	if f.replay != "" {
-		row.Trigger = "replay"
 	}
 	return t.emit(tx, schemas.Attempts, f, row)
 }
 
-// emitDelivery writes the delivery's next row, and its dead letter.
-func (t *task) emitDelivery(tx *stream.Tx, f *flight, attempts uint32, ended time.Time) error {
+// trigger is why the attempt was made (CONTRACT §5).
+func (f *flight) trigger() string {
+	switch {
+	case f.test != nil:
+		return "test"
+	case f.manual:
+		return "manual"
+	case f.replay != "":
+		return "replay"
+	}
+	return "schedule"
+}
+
+// status is the delivery's, as it is shown.
+func (f *flight) status() string {
+	if f.delivered != 0 {
+		return schemas.DeliveryDelivered
+	}
+	return f.verdict.status
+}
+
+// row is the delivery's next row.
+func (f *flight) row(attempts uint32, ended time.Time) *webhooksv1.DeliveryRow {
 	row := &webhooksv1.DeliveryRow{
 		DeliveryId:        f.id,
 		OrganizationId:    f.event.GetOrganizationId(),
 		EndpointId:        f.ep.id,
 		EventId:           f.event.GetId(),
 		EventType:         f.event.GetType(),
-		Status:            f.verdict.status,
+		Status:            f.status(),
 		Reason:            f.verdict.reason,
 		AcceptedUnixMs:    f.event.GetAcceptedUnixMs(),
 		NextAttemptUnixMs: unixMS(f.verdict.due),
 		EndedUnixMs:       unixMS(ended),
 		AttemptCount:      attempts,
 		ReplayId:          f.replay,
+		Test:              f.test != nil,
 		Version:           f.rowVersion + 1,
 		CreatedUnixMs:     f.created,
 	}
-	if f.verdict.status == schemas.DeliveryDead {
+	if f.delivered != 0 {
+		row.Reason, row.EndedUnixMs = "", f.delivered
+	}
+	return row
+}
+
+// rowAs is the row if this were the verdict.
+func (f *flight) rowAs(v verdict, attempts uint32, ended time.Time) *webhooksv1.DeliveryRow {
+	g := *f
+	g.verdict = v
+	return g.row(attempts, ended)
+}
+
+// emitDelivery writes the delivery's next row, and its dead letter.
+func (t *task) emitDelivery(tx *stream.Tx, f *flight, attempts uint32, ended time.Time) error {
+	row := f.row(attempts, ended)
+	if row.Status == schemas.DeliveryDead {
 		dead := &webhooksv1.DeadDelivery{Delivery: row, ErrorClass: f.result.Class.String()}
 		if err := t.emit(tx, schemas.DeliveriesDead, f, dead); err != nil {
 			return err

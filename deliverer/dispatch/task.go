@@ -67,6 +67,19 @@ type task struct {
 	// answered are commands, to be counted.
 	answered []answered
 
+	// commands are those that are kept, by delivery; asked, the deliveries whose commands are to be looked at.
+	commands map[string][]*kept
+	asked    []string
+	recalled bool
+	// searching are the deliveries that are looked for in the record, toSearch those that have to wait for that; finds is what
+	// came of it, and archived what of that is to be used.
+	searching map[string]bool
+	toSearch  []string
+	finds     []found
+	archived  map[string]found
+	// Of the open transaction: commands that it brought, and ended.
+	brought, ended []*kept
+
 	changed []string // endpoints, since the last Advance
 	flying  int      // attempts begun and not ended
 	quiet   chan struct{}
@@ -76,6 +89,7 @@ func newTask(d *Dispatcher, p *stream.Partition) *task {
 	return &task{
 		d: d, part: p, log: d.deps.Log.With("partition", p.ID()),
 		endpoints: map[string]*endpoint{}, flights: map[string]*flight{},
+		commands: map[string][]*kept{}, searching: map[string]bool{}, archived: map[string]found{},
 	}
 }
 
@@ -84,6 +98,9 @@ func (t *task) Process(tx *stream.Tx, in *kgo.Record) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if err := t.begin(tx, tx.Now()); err != nil {
+		return err
+	}
+	if err := t.recallOnce(tx, tx.Now()); err != nil {
 		return err
 	}
 	if cloudevent.IsCommandRecord(in) {
@@ -136,6 +153,9 @@ func (t *task) Advance(tx *stream.Tx, now time.Time) error {
 	if err := t.begin(tx, now); err != nil {
 		return err
 	}
+	if err := t.recallOnce(tx, now); err != nil {
+		return err
+	}
 	if !t.found {
 		if err := t.findWaiting(tx, now); err != nil {
 			return err
@@ -152,6 +172,9 @@ func (t *task) Advance(tx *stream.Tx, now time.Time) error {
 		return t.writeHealth(tx)
 	}
 	if err := t.admitHeld(tx, now); err != nil {
+		return err
+	}
+	if err := t.attendCommands(tx, now); err != nil {
 		return err
 	}
 	if err := t.stepAside(tx, now); err != nil {
@@ -233,6 +256,7 @@ func (t *task) Settled(committed bool) {
 	} else {
 		t.aborted()
 	}
+	t.settleCommands(committed)
 	t.closeRecords(committed)
 	t.census.settle(committed)
 	t.settleHealth(committed)
@@ -261,7 +285,7 @@ func (t *task) committed(now time.Time) {
 	for _, f := range t.marked {
 		f.ready = now
 		f.ep.marking--
-		f.ep.queue = append(f.ep.queue, f)
+		f.ep.enqueue(f)
 		t.touch(f.ep, now)
 	}
 }
@@ -272,17 +296,22 @@ func (t *task) aborted() {
 	t.backFromAside()
 	for _, f := range t.marked {
 		f.ep.marking--
+		if f.test != nil {
+			f.test.started = false
+		}
 		t.release(f)
 	}
 	for _, f := range t.handed {
+		f.handed = false
 		switch {
-		case t.flights[f.id] != f:
-			t.release(f)
+		case t.flights[f.id] != f, !f.fresh() && !f.landed && f.test == nil && f.seq == t.seq:
+			t.release(f) // pulled to be ended, and never meant to be sent
 		case f.landed:
 			t.results = append(t.results, f)
 		default:
 			f.due = time.Time{}
-			f.ep.queue = append(f.ep.queue, f)
+			f.ep.enqueue(f)
+			t.touch(f.ep, t.now)
 		}
 	}
 	for _, f := range t.taken {

@@ -26,6 +26,9 @@ func (t *task) visit(tx *stream.Tx, e *endpoint, now time.Time) error {
 	if err := t.refresh(e); err != nil {
 		return err
 	}
+	if err := t.serveTests(tx, e, now); err != nil {
+		return err
+	}
 	m := e.mode()
 	if m != sending {
 		return t.visitClosed(tx, e, m, now)
@@ -197,24 +200,35 @@ func (t *task) pull(tx *stream.Tx, e *endpoint, limit int, now time.Time,
 	return len(due), nil
 }
 
-// recall makes a flight of a waiting delivery.
+// recall takes a waiting delivery into hand.
 func (t *task) recall(tx *stream.Tx, e *endpoint, entry dueEntry) (*flight, error) {
-	payload, err := schedule.Payload(tx, entry.Delivery)
+	f, err := t.flightOf(tx, e, entry.Delivery, entry.state)
 	if err != nil {
 		return nil, err
 	}
-	s := entry.state
-	f := &flight{
-		id: entry.Delivery, ep: e,
-		event:      payload.GetEvent(),
-		replay:     payload.GetReplayId(),
-		number:     s.GetAttempts() + 1,
-		maybe:      s.GetStarted(),
-		step:       s.GetScheduleStep(),
-		rowVersion: s.GetRowVersion(),
-		created:    s.GetCreatedUnixMs(),
-		order:      s.GetOrder(),
+	f.load = t.newLoad(len(f.event.GetBody()))
+	f.seq = t.seq
+	t.flights[f.id] = f
+	e.pulled++
+	return f, nil
+}
+
+// flightOf makes a flight of a waiting delivery.
+func (t *task) flightOf(tx *stream.Tx, e *endpoint, delivery string, s *webhooksv1.WaitingState) (*flight, error) {
+	payload, err := schedule.Payload(tx, delivery)
+	if err != nil {
+		return nil, err
 	}
+	f := &flight{
+		id: delivery, ep: e,
+		event:   payload.GetEvent(),
+		replay:  payload.GetReplayId(),
+		number:  s.GetAttempts() + 1,
+		maybe:   s.GetStarted(),
+		created: s.GetCreatedUnixMs(),
+		order:   s.GetOrder(),
+	}
+	f.follow(s)
 	if f.event == nil {
 		// Cannot be: both records are put together. What is known of the event ends the delivery with its row.
 		t.log.Error("waiting delivery has no payload", "org", s.GetOrganizationId(), "endpoint", e.id, "delivery_id", f.id)
@@ -222,10 +236,13 @@ func (t *task) recall(tx *stream.Tx, e *endpoint, entry dueEntry) (*flight, erro
 			Id: s.GetEventId(), OrganizationId: s.GetOrganizationId(), Type: s.GetEventType(),
 		}
 	}
-	f.load = t.newLoad(len(f.event.GetBody()))
-	t.flights[f.id] = f
-	e.pulled++
 	return f, nil
+}
+
+// follow takes over from the delivery's state what a command may have changed since it was pulled.
+func (f *flight) follow(s *webhooksv1.WaitingState) {
+	f.step, f.rowVersion = s.GetScheduleStep(), s.GetRowVersion()
+	f.manual, f.delivered = s.GetManual().GetNext(), s.GetManual().GetDeliveredUnixMs()
 }
 
 // mark writes that a pulled delivery may be under way. It is sent once that is durable: a new owner will know.
@@ -254,7 +271,7 @@ func (t *task) unmark(tx *stream.Tx, f *flight, reason webhooksv1.WaitingReason)
 		return err
 	}
 	if s == nil {
-		t.handed = append(t.handed, f)
+		t.hand(f)
 		return nil
 	}
 	t.census.remove(f.id, s.GetReason())
@@ -264,7 +281,7 @@ func (t *task) unmark(tx *stream.Tx, f *flight, reason webhooksv1.WaitingReason)
 	t.census.add(f.id, s.GetReason())
 	s.Started = f.maybe
 	f.due = time.UnixMilli(s.GetDueUnixMs())
-	t.handed = append(t.handed, f)
+	t.hand(f)
 	return schedule.Put(tx, f.id, s, nil)
 }
 
@@ -272,6 +289,13 @@ func (t *task) unmark(tx *stream.Tx, f *flight, reason webhooksv1.WaitingReason)
 // that none of it went out, also when attempts that hang keep this one from ending cleanly.
 func (t *task) putBack(tx *stream.Tx) error {
 	for _, e := range t.endpoints {
+		tests := e.tests
+		e.tests = nil
+		for _, f := range tests {
+			if err := t.putBackTest(tx, f); err != nil {
+				return err
+			}
+		}
 		queue := e.queue
 		e.queue = nil
 		for _, f := range queue {
@@ -296,12 +320,22 @@ func (t *task) putBack(tx *stream.Tx) error {
 func (t *task) spill(tx *stream.Tx, f *flight, reason webhooksv1.WaitingReason, now time.Time) error {
 	s := f.state(reason, now)
 	s.Started = f.maybe
-	t.handed = append(t.handed, f)
+	t.hand(f)
 	return t.beginWaiting(tx, f, s)
 }
 
 // beginWaiting writes payload and state of a delivery that was on the input until now. Its record there is done.
 func (t *task) beginWaiting(tx *stream.Tx, f *flight, s *webhooksv1.WaitingState) error {
+	if err := t.putWaiting(tx, f, s); err != nil {
+		return err
+	}
+	tx.Finish(f.pending, f.unit)
+	f.due = time.UnixMilli(s.GetDueUnixMs())
+	return nil
+}
+
+// putWaiting writes payload and state of a delivery that was not in the schedule.
+func (t *task) putWaiting(tx *stream.Tx, f *flight, s *webhooksv1.WaitingState) error {
 	payload := &webhooksv1.WaitingPayload{Event: f.event, ReplayId: f.replay}
 	if err := schedule.PutPayload(tx, f.id, payload); err != nil {
 		return err
@@ -310,8 +344,6 @@ func (t *task) beginWaiting(tx *stream.Tx, f *flight, s *webhooksv1.WaitingState
 		return err
 	}
 	t.census.add(f.id, s.GetReason())
-	tx.Finish(f.pending, f.unit)
-	f.due = time.UnixMilli(s.GetDueUnixMs())
 	return nil
 }
 
@@ -329,5 +361,14 @@ func (f *flight) state(reason webhooksv1.WaitingReason, due time.Time) *webhooks
 		OrganizationId: f.event.GetOrganizationId(),
 		EventId:        f.event.GetId(),
 		EventType:      f.event.GetType(),
+		Manual:         manualRetry(f.manual, f.delivered),
 	}
+}
+
+// manualRetry is what a state says of manual retries, nil where that is nothing.
+func manualRetry(next bool, delivered int64) *webhooksv1.ManualRetry {
+	if !next && delivered == 0 {
+		return nil
+	}
+	return &webhooksv1.ManualRetry{Next: next, DeliveredUnixMs: delivered}
 }

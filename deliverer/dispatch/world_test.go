@@ -15,6 +15,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/betterdata/webhooks/deliverer/archive"
 	"github.com/betterdata/webhooks/deliverer/dispatch"
 	"github.com/betterdata/webhooks/deliverer/schedule"
 	"github.com/betterdata/webhooks/deliverer/sender"
@@ -37,6 +38,7 @@ type world struct {
 	ring      *seal.Keyring
 	endpoints *table
 	receiver  *receiver
+	archive   *record
 	registry  *prometheus.Registry
 	workers   int
 }
@@ -60,11 +62,13 @@ func newWorld(t streamtest.TB, change func(*config)) *world {
 	}
 	w.workers = cfg.InFlight
 	w.receiver = newReceiver()
+	w.archive = &record{rows: map[string]*webhooksv1.DeliveryRow{}, bodies: map[string][]byte{}}
 	w.d, err = dispatch.NewBounded(cfg.Config, cfg.InFlight, cfg.Bytes, dispatch.Deps{
 		Sender:    w.receiver,
 		Guard:     netguard.New(netguard.Policy{AllowCIDRs: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}}),
 		Secrets:   ring,
 		Endpoints: w.endpoints,
+		Archive:   w.archive,
 		Log:       slog.New(slog.NewTextHandler(io.Discard, nil)),
 		Registry:  w.registry,
 	})
@@ -77,7 +81,100 @@ func newWorld(t streamtest.TB, change func(*config)) *world {
 		require.Zero(t, w.d.HeldBytes(), "what left hand left memory")
 	})
 	t.Cleanup(w.receiver.releaseAll)
+	t.Cleanup(w.archive.release)
 	return w
+}
+
+// What is committed comes to the archive as it does to ClickHouse.
+
+func (w *world) Process(records ...*kgo.Record) streamtest.Outputs {
+	return w.recorded(w.Harness.Process(records...))
+}
+func (w *world) Commit() streamtest.Outputs    { return w.recorded(w.Harness.Commit()) }
+func (w *world) Redeliver() streamtest.Outputs { return w.recorded(w.Harness.Redeliver()) }
+func (w *world) Stop() streamtest.Outputs      { return w.recorded(w.Harness.Stop()) }
+func (w *world) Advance(now time.Time) streamtest.Outputs {
+	return w.recorded(w.Harness.Advance(now))
+}
+
+func (w *world) recorded(out streamtest.Outputs) streamtest.Outputs {
+	w.t.Helper()
+	w.archive.insert(deliveries(w.t, out))
+	return out
+}
+
+// record stands in for the archive. It has every row that was committed before it is asked.
+type record struct {
+	mu     sync.Mutex
+	rows   map[string]*webhooksv1.DeliveryRow
+	bodies map[string][]byte // by event
+	held   chan struct{}     // nothing is found before it is closed
+	asked  int
+	waits  int
+}
+
+func (r *record) insert(rows []*webhooksv1.DeliveryRow) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, row := range rows {
+		if row.Version > r.rows[row.DeliveryId].GetVersion() {
+			r.rows[row.DeliveryId] = row
+		}
+	}
+}
+
+func (r *record) Find(ctx context.Context, partition int32, organization, delivery string) (*archive.Delivery, error) {
+	r.mu.Lock()
+	row := r.rows[delivery]
+	body := r.bodies[row.GetEventId()]
+	r.asked++
+	held := r.held
+	if held != nil {
+		r.waits++
+	}
+	r.mu.Unlock()
+	if held != nil {
+		select {
+		case <-held:
+		case <-ctx.Done():
+		}
+		r.mu.Lock()
+		if r.held == held {
+			r.waits--
+		}
+		r.mu.Unlock()
+	}
+	if ctx.Err() != nil {
+		return nil, ctx.Err()
+	}
+	if row == nil || row.OrganizationId != organization || kafka.PartitionOf(row.EndpointId, streamtest.Partitions) != partition {
+		return nil, archive.ErrNotFound
+	}
+	return &archive.Delivery{Row: proto.CloneOf(row), Event: &webhooksv1.OutboundEvent{
+		Id: row.EventId, OrganizationId: organization, Type: row.EventType, AcceptedUnixMs: row.AcceptedUnixMs, Body: body,
+	}}, nil
+}
+
+func (r *record) holding() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.waits
+}
+
+// holdBack keeps what is asked for from being found until release.
+func (r *record) holdBack() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.held = make(chan struct{})
+}
+
+func (r *record) release() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.held != nil {
+		close(r.held)
+	}
+	r.held, r.waits = nil, 0
 }
 
 // table stands in for the copy of `endpoints`.
@@ -159,6 +256,9 @@ func (w *world) eventOf(kind, name string, endpoints ...string) *kgo.Record {
 		},
 		CreatedUnixMs: w.Now.UnixMilli() + 1,
 	}
+	w.archive.mu.Lock()
+	w.archive.bodies[d.Event.Id] = d.Event.Body
+	w.archive.mu.Unlock()
 	for _, ep := range endpoints {
 		d.Targets = append(d.Targets, &webhooksv1.Target{DeliveryId: dlv(name, ep), EndpointId: ep, EndpointVersion: 1})
 	}
@@ -189,7 +289,7 @@ func (w *world) quiet() {
 	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(100 * time.Microsecond) {
 		begun, queued := w.d.InFlight()
 		held := w.receiver.holding()
-		if begun == held+queued && (queued == 0 || held == w.workers) {
+		if begun == held+queued && (queued == 0 || held == w.workers) && w.d.Searching() == w.archive.holding() {
 			return
 		}
 		require.True(w.t, time.Now().Before(deadline), "attempts do not end: %d begun, %d of them queued, %d held", begun, queued, held)
@@ -212,6 +312,7 @@ type receiver struct {
 	all     func(m *sender.Message) sender.Result
 	held    map[string]chan struct{} // by body: not answered before it is closed
 	waiters map[string]int           // by body: attempts that are held
+	heldAll chan struct{}            // whatever comes is not answered before it is closed
 	seen    []sent
 }
 
@@ -231,6 +332,10 @@ func (r *receiver) Send(_ *sender.Destination, m *sender.Message) sender.Result 
 	r.mu.Lock()
 	r.seen = append(r.seen, sent{m.DeliveryID, m.Number, string(m.Body)})
 	hold, answer := r.held[string(m.Body)], r.all
+	if r.heldAll != nil && hold == nil {
+		r.held[string(m.Body)] = r.heldAll
+		hold = r.heldAll
+	}
 	if special := r.answers[string(m.Body)]; special != nil {
 		answer = special
 	}
@@ -278,6 +383,22 @@ func (r *receiver) releaseAll() {
 	for key := range r.held {
 		r.letGo(key)
 	}
+}
+
+// holdAll keeps all answers until letAllGo.
+func (r *receiver) holdAll() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.heldAll = make(chan struct{})
+}
+
+func (r *receiver) letAllGo() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	close(r.heldAll)
+	r.heldAll = nil
+	clear(r.held)
+	clear(r.waiters)
 }
 
 func (r *receiver) letGo(key string) {
@@ -330,8 +451,11 @@ func (w *world) waiting() map[string]*webhooksv1.WaitingState {
 	states := map[string]*webhooksv1.WaitingState{}
 	payloads := 0
 	for _, key := range w.Keys(schemas.Retries) {
-		if key[:2] != "s/" {
+		switch key[:2] {
+		case "p/":
 			payloads++
+			continue
+		case "c/":
 			continue
 		}
 		s := new(webhooksv1.WaitingState)

@@ -39,6 +39,7 @@ func Store() stream.StoreSpec {
 const (
 	payloadPrefix = "p/"
 	statePrefix   = "s/"
+	commandPrefix = "c/"
 	duePrefix     = "d/"
 )
 

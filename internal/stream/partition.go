@@ -9,7 +9,7 @@ import (
 )
 
 // Partition is a task's handle on its runtime. Its methods may be called from any goroutine, also from the task's own
-// calls.
+// calls, but where they say otherwise.
 type Partition struct {
 	o      *owned
 	ctx    context.Context
@@ -28,6 +28,10 @@ func (p *Partition) ID() int32 { return p.o.id }
 func (p *Partition) PartitionOf(routingKey string) int32 {
 	return kafka.PartitionOf(routingKey, p.o.partitions)
 }
+
+// Next is the offset of the next record that the task is given: all before it were given, to this task or, being done, to
+// an earlier owner's. Unlike the other methods it is for the task's own calls.
+func (p *Partition) Next() int64 { return p.o.track.next.offset }
 
 // Wake asks for a call of Advance soon.
 func (p *Partition) Wake() {

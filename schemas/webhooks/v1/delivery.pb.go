@@ -376,7 +376,9 @@ type WaitingState struct {
 	EventType      string `protobuf:"bytes,11,opt,name=event_type,json=eventType,proto3" json:"event_type,omitempty"`
 	// The next attempt may be under way: written in a transaction before the attempt begins. A new owner who finds it
 	// sends the same number again and marks the row maybe_repeated.
-	Started       bool `protobuf:"varint,12,opt,name=started,proto3" json:"started,omitempty"`
+	Started bool `protobuf:"varint,12,opt,name=started,proto3" json:"started,omitempty"`
+	// Of a manual retry; absent while none was asked for.
+	Manual        *ManualRetry `protobuf:"bytes,13,opt,name=manual,proto3" json:"manual,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -495,11 +497,128 @@ func (x *WaitingState) GetStarted() bool {
 	return false
 }
 
+func (x *WaitingState) GetManual() *ManualRetry {
+	if x != nil {
+		return x.Manual
+	}
+	return nil
+}
+
+type ManualRetry struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The next attempt is the one that was asked for.
+	Next bool `protobuf:"varint,1,opt,name=next,proto3" json:"next,omitempty"`
+	// When the delivery was delivered, before the retry was asked for: it stays so whatever comes. 0: it was not.
+	DeliveredUnixMs int64 `protobuf:"varint,2,opt,name=delivered_unix_ms,json=deliveredUnixMs,proto3" json:"delivered_unix_ms,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *ManualRetry) Reset() {
+	*x = ManualRetry{}
+	mi := &file_webhooks_v1_delivery_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ManualRetry) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ManualRetry) ProtoMessage() {}
+
+func (x *ManualRetry) ProtoReflect() protoreflect.Message {
+	mi := &file_webhooks_v1_delivery_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ManualRetry.ProtoReflect.Descriptor instead.
+func (*ManualRetry) Descriptor() ([]byte, []int) {
+	return file_webhooks_v1_delivery_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *ManualRetry) GetNext() bool {
+	if x != nil {
+		return x.Next
+	}
+	return false
+}
+
+func (x *ManualRetry) GetDeliveredUnixMs() int64 {
+	if x != nil {
+		return x.DeliveredUnixMs
+	}
+	return 0
+}
+
+// KeptCommand is a command that its endpoint's owner has not ended. Topic `retries`, key `c/<delivery_id>/<offset>`, where
+// offset is that of the command's record, big-endian: written in the transaction that takes the record, tombstoned in the
+// one that answers the command.
+type KeptCommand struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Command *Command               `protobuf:"bytes,1,opt,name=command,proto3" json:"command,omitempty"`
+	// Of a test: as in WaitingState.
+	Started       bool `protobuf:"varint,2,opt,name=started,proto3" json:"started,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *KeptCommand) Reset() {
+	*x = KeptCommand{}
+	mi := &file_webhooks_v1_delivery_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KeptCommand) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KeptCommand) ProtoMessage() {}
+
+func (x *KeptCommand) ProtoReflect() protoreflect.Message {
+	mi := &file_webhooks_v1_delivery_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KeptCommand.ProtoReflect.Descriptor instead.
+func (*KeptCommand) Descriptor() ([]byte, []int) {
+	return file_webhooks_v1_delivery_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *KeptCommand) GetCommand() *Command {
+	if x != nil {
+		return x.Command
+	}
+	return nil
+}
+
+func (x *KeptCommand) GetStarted() bool {
+	if x != nil {
+		return x.Started
+	}
+	return false
+}
+
 var File_webhooks_v1_delivery_proto protoreflect.FileDescriptor
 
 const file_webhooks_v1_delivery_proto_rawDesc = "" +
 	"\n" +
-	"\x1awebhooks/v1/delivery.proto\x12\vwebhooks.v1\"\x9a\x01\n" +
+	"\x1awebhooks/v1/delivery.proto\x12\vwebhooks.v1\x1a\x19webhooks/v1/command.proto\"\x9a\x01\n" +
 	"\rOutboundEvent\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12'\n" +
 	"\x0forganization_id\x18\x02 \x01(\tR\x0eorganizationId\x12\x12\n" +
@@ -521,7 +640,7 @@ const file_webhooks_v1_delivery_proto_rawDesc = "" +
 	"\x10endpoint_version\x18\x03 \x01(\x04R\x0fendpointVersion\"_\n" +
 	"\x0eWaitingPayload\x120\n" +
 	"\x05event\x18\x01 \x01(\v2\x1a.webhooks.v1.OutboundEventR\x05event\x12\x1b\n" +
-	"\treplay_id\x18\x02 \x01(\tR\breplayId\"\xa0\x03\n" +
+	"\treplay_id\x18\x02 \x01(\tR\breplayId\"\xd2\x03\n" +
 	"\fWaitingState\x12\x1f\n" +
 	"\vendpoint_id\x18\x01 \x01(\tR\n" +
 	"endpointId\x12\x1a\n" +
@@ -538,7 +657,14 @@ const file_webhooks_v1_delivery_proto_rawDesc = "" +
 	" \x01(\tR\aeventId\x12\x1d\n" +
 	"\n" +
 	"event_type\x18\v \x01(\tR\teventType\x12\x18\n" +
-	"\astarted\x18\f \x01(\bR\astarted*\xbc\x01\n" +
+	"\astarted\x18\f \x01(\bR\astarted\x120\n" +
+	"\x06manual\x18\r \x01(\v2\x18.webhooks.v1.ManualRetryR\x06manual\"M\n" +
+	"\vManualRetry\x12\x12\n" +
+	"\x04next\x18\x01 \x01(\bR\x04next\x12*\n" +
+	"\x11delivered_unix_ms\x18\x02 \x01(\x03R\x0fdeliveredUnixMs\"W\n" +
+	"\vKeptCommand\x12.\n" +
+	"\acommand\x18\x01 \x01(\v2\x14.webhooks.v1.CommandR\acommand\x12\x18\n" +
+	"\astarted\x18\x02 \x01(\bR\astarted*\xbc\x01\n" +
 	"\rWaitingReason\x12\x1e\n" +
 	"\x1aWAITING_REASON_UNSPECIFIED\x10\x00\x12\x1a\n" +
 	"\x16WAITING_REASON_BACKOFF\x10\x01\x12\x1c\n" +
@@ -560,7 +686,7 @@ func file_webhooks_v1_delivery_proto_rawDescGZIP() []byte {
 }
 
 var file_webhooks_v1_delivery_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_webhooks_v1_delivery_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
+var file_webhooks_v1_delivery_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
 var file_webhooks_v1_delivery_proto_goTypes = []any{
 	(WaitingReason)(0),     // 0: webhooks.v1.WaitingReason
 	(*OutboundEvent)(nil),  // 1: webhooks.v1.OutboundEvent
@@ -568,17 +694,22 @@ var file_webhooks_v1_delivery_proto_goTypes = []any{
 	(*Target)(nil),         // 3: webhooks.v1.Target
 	(*WaitingPayload)(nil), // 4: webhooks.v1.WaitingPayload
 	(*WaitingState)(nil),   // 5: webhooks.v1.WaitingState
+	(*ManualRetry)(nil),    // 6: webhooks.v1.ManualRetry
+	(*KeptCommand)(nil),    // 7: webhooks.v1.KeptCommand
+	(*Command)(nil),        // 8: webhooks.v1.Command
 }
 var file_webhooks_v1_delivery_proto_depIdxs = []int32{
 	1, // 0: webhooks.v1.Deliveries.event:type_name -> webhooks.v1.OutboundEvent
 	3, // 1: webhooks.v1.Deliveries.targets:type_name -> webhooks.v1.Target
 	1, // 2: webhooks.v1.WaitingPayload.event:type_name -> webhooks.v1.OutboundEvent
 	0, // 3: webhooks.v1.WaitingState.reason:type_name -> webhooks.v1.WaitingReason
-	4, // [4:4] is the sub-list for method output_type
-	4, // [4:4] is the sub-list for method input_type
-	4, // [4:4] is the sub-list for extension type_name
-	4, // [4:4] is the sub-list for extension extendee
-	0, // [0:4] is the sub-list for field type_name
+	6, // 4: webhooks.v1.WaitingState.manual:type_name -> webhooks.v1.ManualRetry
+	8, // 5: webhooks.v1.KeptCommand.command:type_name -> webhooks.v1.Command
+	6, // [6:6] is the sub-list for method output_type
+	6, // [6:6] is the sub-list for method input_type
+	6, // [6:6] is the sub-list for extension type_name
+	6, // [6:6] is the sub-list for extension extendee
+	0, // [0:6] is the sub-list for field type_name
 }
 
 func init() { file_webhooks_v1_delivery_proto_init() }
@@ -586,13 +717,14 @@ func file_webhooks_v1_delivery_proto_init() {
 	if File_webhooks_v1_delivery_proto != nil {
 		return
 	}
+	file_webhooks_v1_command_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_webhooks_v1_delivery_proto_rawDesc), len(file_webhooks_v1_delivery_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   5,
+			NumMessages:   7,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

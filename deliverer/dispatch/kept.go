@@ -1,0 +1,242 @@
+package dispatch
+
+import (
+	"slices"
+	"time"
+
+	"github.com/betterdata/webhooks/deliverer/archive"
+	"github.com/betterdata/webhooks/deliverer/schedule"
+	"github.com/betterdata/webhooks/internal/stream"
+	webhooksv1 "github.com/betterdata/webhooks/schemas/webhooks/v1"
+)
+
+// A command that cannot end with the transaction that takes its record is kept in the schedule: it waits for an attempt
+// that runs, for a test's, or until the record has a delivery that ended. Its record is done, so that it holds up nothing
+// however long it takes, and whoever owns the partition next goes on with it.
+//
+// A delivery's commands are attended to in the order they came. An attempt that ends answers all that wait for it.
+
+// kept is a command in hand.
+type kept struct {
+	at       schedule.Place
+	cmd      *webhooksv1.Command
+	endpoint string
+	// started is of a test: it may be under way.
+	started bool
+	// since is when this owner first saw it.
+	since time.Time
+	// seq is the transaction that brought it.
+	seq uint64
+	// ended: the open transaction answers it.
+	ended bool
+}
+
+// keep puts a command that did not end to the schedule.
+func (t *task) keep(tx *stream.Tx, c *kept) error {
+	t.commands[c.at.Delivery] = append(t.commands[c.at.Delivery], c)
+	t.brought = append(t.brought, c)
+	return t.putCommand(tx, c)
+}
+
+func (t *task) putCommand(tx *stream.Tx, c *kept) error {
+	return schedule.PutCommand(tx, c.at, &webhooksv1.KeptCommand{Command: c.cmd, Started: c.started})
+}
+
+// recallOnce finds the commands that an earlier owner kept.
+func (t *task) recallOnce(tx *stream.Tx, now time.Time) error {
+	if t.recalled {
+		return nil
+	}
+	t.recalled = true
+	return schedule.ScanCommands(tx, func(at schedule.Place, k *webhooksv1.KeptCommand) {
+		c := newKept(k.GetCommand(), at.Offset, now)
+		c.started = k.GetStarted()
+		// One that this version does not know has a place all the same, and is refused.
+		c.at = at
+		t.commands[at.Delivery] = append(t.commands[at.Delivery], c)
+		t.ask(at.Delivery)
+	})
+}
+
+// ask has the commands on a delivery looked at in the next call of Advance.
+func (t *task) ask(delivery string) {
+	t.asked = append(t.asked, delivery)
+	t.part.Wake()
+}
+
+// askAgain has them looked at a moment later.
+func (t *task) askAgain(delivery string, now time.Time) {
+	t.asked = append(t.asked, delivery)
+	t.part.WakeAt(now.Add(heldPoll))
+}
+
+// attendCommands goes on with the commands that are asked for.
+func (t *task) attendCommands(tx *stream.Tx, now time.Time) error {
+	t.takeFound()
+	asked := t.asked
+	t.asked = nil
+	slices.Sort(asked)
+	for _, delivery := range slices.Compact(asked) {
+		for _, c := range t.commands[delivery] {
+			if c.ended {
+				continue
+			}
+			done, err := t.attend(tx, c, now)
+			if err != nil {
+				return err
+			}
+			if !done {
+				break // those after it wait for it
+			}
+			t.endCommand(tx, c)
+		}
+	}
+	return nil
+}
+
+// waitingFor are the commands on a delivery that the open transaction has not ended.
+func (t *task) waitingFor(delivery string) (waiting []*kept) {
+	for _, c := range t.commands[delivery] {
+		if !c.ended {
+			waiting = append(waiting, c)
+		}
+	}
+	return waiting
+}
+
+// waitingForAttempt are those of them that an attempt of the delivery ends. What else stands under its id is attended to, and
+// refused, afterwards.
+func (t *task) waitingForAttempt(f *flight) []*kept {
+	return slices.DeleteFunc(t.waitingFor(f.id), func(c *kept) bool {
+		return c.cmd.GetTestEndpoint() != nil || !t.concerns(c, f)
+	})
+}
+
+// endCommand lets go of a kept command that was answered.
+func (t *task) endCommand(tx *stream.Tx, c *kept) {
+	c.ended = true
+	t.ended = append(t.ended, c)
+	schedule.RemoveCommand(tx, c.at)
+}
+
+// settleCommands ends the transaction for the kept commands.
+func (t *task) settleCommands(committed bool) {
+	gone := t.ended
+	if !committed {
+		gone = t.brought // they are given again
+		for _, c := range t.ended {
+			c.ended = false
+		}
+	}
+	for _, c := range gone {
+		list := slices.DeleteFunc(t.commands[c.at.Delivery], func(other *kept) bool { return other == c })
+		if t.commands[c.at.Delivery] = list; len(list) == 0 {
+			delete(t.commands, c.at.Delivery)
+		}
+	}
+	if committed {
+		for _, c := range t.brought {
+			if !c.ended {
+				t.ask(c.at.Delivery)
+			}
+		}
+	} else {
+		for delivery := range t.commands {
+			t.ask(delivery)
+		}
+	}
+	clear(t.brought)
+	clear(t.ended)
+	t.brought, t.ended = t.brought[:0], t.ended[:0]
+}
+
+// toCome reports that the delivery may still come in by its own record: it is before the command's on the input.
+func (t *task) toCome(c *kept) bool {
+	if t.part.Next() <= c.at.Offset {
+		return true
+	}
+	for _, r := range t.held {
+		for _, target := range r.deliveries.GetTargets() {
+			if target.GetDeliveryId() == c.at.Delivery {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// maxSearches bounds the deliveries of a partition that are looked for in the record at a time.
+const maxSearches = 16
+
+// found is what the record has of a delivery.
+type found struct {
+	delivery string
+	*archive.Delivery
+	err error
+}
+
+// search looks for a delivery in the record, beside the loop; what is found asks for its commands.
+func (t *task) search(c *kept) {
+	delivery := c.at.Delivery
+	switch {
+	case t.searching[delivery]:
+		return
+	case len(t.searching) >= maxSearches:
+		t.toSearch = append(t.toSearch, delivery)
+		return
+	}
+	t.searching[delivery] = true
+	org := c.cmd.GetOrganizationId()
+	t.d.searches.Go(func() {
+		d, err := t.d.deps.Archive.Find(t.part.Context(), t.part.ID(), org, delivery)
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		t.finds = append(t.finds, found{delivery, d, err})
+		t.part.Wake()
+	})
+}
+
+// takeFound takes down what searches have found.
+func (t *task) takeFound() {
+	for _, f := range t.finds {
+		delete(t.searching, f.delivery)
+		if len(t.commands[f.delivery]) > 0 {
+			t.archived[f.delivery] = f
+			t.ask(f.delivery)
+		}
+	}
+	if n := min(len(t.finds), len(t.toSearch)); n > 0 {
+		for _, delivery := range t.toSearch[:n] {
+			t.ask(delivery)
+		}
+		t.toSearch = t.toSearch[n:]
+	}
+	t.finds = nil
+}
+
+// deliveryOf is a delivery's row as it is answered.
+func deliveryOf(row *webhooksv1.DeliveryRow) *webhooksv1.CommandOutcome {
+	return &webhooksv1.CommandOutcome{Result: &webhooksv1.CommandOutcome_Delivery{Delivery: &webhooksv1.Delivery{
+		Id: row.GetDeliveryId(), OrganizationId: row.GetOrganizationId(), EndpointId: row.GetEndpointId(), EventId: row.GetEventId(),
+		EventType: row.GetEventType(), Status: row.GetStatus(), Reason: row.GetReason(), AttemptCount: row.GetAttemptCount(),
+		NextAttemptUnixMs: row.GetNextAttemptUnixMs(), ReplayId: row.GetReplayId(), Test: row.GetTest(),
+		CreatedUnixMs: row.GetCreatedUnixMs(), EndedUnixMs: row.GetEndedUnixMs(),
+	}}}
+}
+
+// answerWaiting answers the commands that waited for an attempt of the delivery, with what came of it.
+func (t *task) answerWaiting(tx *stream.Tx, waiting []*kept, row *webhooksv1.DeliveryRow, success bool) error {
+	for _, c := range waiting {
+		var err error
+		if c.cmd.GetCancelDelivery() != nil && success {
+			err = t.refuse(tx, c.cmd, hasEnded())
+		} else {
+			err = t.answer(tx, c.cmd, deliveryOf(row))
+		}
+		if err != nil {
+			return err
+		}
+		t.endCommand(tx, c)
+	}
+	return nil
+}
