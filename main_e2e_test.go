@@ -38,6 +38,8 @@ func TestServicesApart(t *testing.T) {
 	t.Run("an event of an unknown customer takes effect once the customer is connected", func(t *testing.T) { testUnrouted(t, s, sign) })
 	t.Run("a failing receiver is tried again, then given up", func(t *testing.T) { testExhausted(t, s, sign) })
 	t.Run("one that does nothing but fail is disabled, and another endpoint hears of it", func(t *testing.T) { testFailing(t, s, sign) })
+	t.Run("a delivery that ended is retried by hand", func(t *testing.T) { testRetried(t, s, sign) })
+	t.Run("an endpoint is tested", func(t *testing.T) { testTested(t, s) })
 	t.Run("after a rotation both secrets sign", func(t *testing.T) { testRotated(t, s, sign) })
 	t.Run("the ledger closes", func(t *testing.T) { testLedger(t, s, sign) })
 	t.Run("what is refused is counted by reason", func(t *testing.T) { testRefused(t, s, sign) })

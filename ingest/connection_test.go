@@ -383,7 +383,8 @@ func TestRequestsAreForwarded(t *testing.T) {
 	e := startReady(t, testenv.FakeKafka(t))
 	for path, want := range map[string]string{
 		"/v1/orgs/o/deliveries":               "deliverer",
-		"/v1/orgs/o/deliveries/dlv_1/retry":   "deliverer",
+		"/v1/orgs/o/deliveries/dlv_1":         "deliverer",
+		"/v1/orgs/o/deliveries/dlv_1/more":    "deliverer",
 		"/v1/orgs/o/events/evt_1":             "deliverer",
 		"/v1/orgs/o/ledger?since=x":           "deliverer",
 		"/v1/orgs/o/replays":                  "deliverer",
@@ -393,7 +394,6 @@ func TestRequestsAreForwarded(t *testing.T) {
 		"/v1/orgs/o/billing/audit":            "processor",
 		"/v1/orgs/o/endpoints":                "processor",
 		"/v1/orgs/o/endpoints/ep_1":           "processor",
-		"/v1/orgs/o/endpoints/ep_1/test":      "processor",
 		"/v1/orgs/o/connections":              "processor",
 		"/v1/event-types":                     "processor",
 		"/openapi.json":                       "processor",
@@ -406,6 +406,9 @@ func TestRequestsAreForwarded(t *testing.T) {
 		require.Contains(t, string(a.body), `"room":"`+want+`"`, path)
 		require.NotEmpty(t, a.header.Get("X-Request-Id"), path)
 	}
-	a := e.do(e.request(http.MethodPost, "/v1/orgs/o/deliveries/dlv_1/retry", []byte(`{"a":1}`)))
+	a := e.do(e.request(http.MethodPost, "/v1/orgs/o/replays", []byte(`{"a":1}`)))
 	require.Contains(t, string(a.body), `{\"a\":1}`, "with their body")
+	for _, path := range []string{"/v1/orgs/o/deliveries/dlv_1/retry", "/v1/orgs/o/deliveries/dlv_1/cancel", "/v1/orgs/o/endpoints/ep_1/test"} {
+		require.Equal(t, 401, e.do(e.request(http.MethodPost, path, nil)).status, "%s is the edge's own", path)
+	}
 }

@@ -29,12 +29,18 @@ func roomOf(path string) room {
 	if len(parts) < 2 {
 		return processor
 	}
+	action := ""
+	if len(parts) == 4 {
+		action = parts[3]
+	}
 	switch resource := parts[1]; {
+	case resource == "deliveries" && (action == "retry" || action == "cancel"):
+		return own
 	case resource == "deliveries", resource == "events", resource == "ledger", resource == "replays":
 		return deliverer
-	case resource == "endpoints" && len(parts) == 4 && parts[3] == "replay":
+	case resource == "endpoints" && action == "replay":
 		return deliverer
-	case resource == "endpoints" && len(parts) == 4 && (parts[3] == "enable" || parts[3] == "disable" || parts[3] == "rotate-secret"):
+	case resource == "endpoints" && (action == "enable" || action == "disable" || action == "rotate-secret" || action == "test"):
 		return own
 	case (resource == "endpoints" || resource == "connections") && len(parts) <= 3:
 		return own

@@ -134,7 +134,8 @@ func New(cfg Config, deps Deps) (*Edge, error) {
 		return nil, err
 	}
 	writes, err := commands.New(commands.Config{Kafka: cfg.Kafka, Wait: cfg.OutcomeTimeout}, commands.Deps{
-		Sender: producer, Auth: deps.Auth, Keyring: deps.Keyring, Rules: deps.Rules, Processor: deps.Processor, Log: deps.Log,
+		Sender: producer, Auth: deps.Auth, Keyring: deps.Keyring, Rules: deps.Rules,
+		Processor: deps.Processor, Deliverer: deps.Deliverer, Log: deps.Log,
 	})
 	if err != nil {
 		return nil, err

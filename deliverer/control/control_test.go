@@ -94,7 +94,7 @@ func TestBreaker(t *testing.T) {
 }
 
 func TestAProbeThatIsAskedForDoesNotWaitForTheBreaker(t *testing.T) {
-	e := control.New(control.Limits{Concurrency: 2, Rate: 1})
+	e := control.New(control.Limits{Concurrency: 2, Rate: 1}, start.Add(-time.Second))
 	now := start
 	for range 10 {
 		require.Equal(t, control.Go, e.Admit(now))

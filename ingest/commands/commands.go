@@ -4,7 +4,8 @@
 // A write is answered only once it is durable and done: its outcome is a record of the same transaction as the change, so
 // a read that begins after the answer and passes its read barrier shows it. When no outcome comes in time the answer is
 // 202: the command is durable, and will be carried out. Commands on endpoints go to the organization's owner (topic
-// `inbound`), those on connections to the account's (`inbound.unrouted`). The owner also judges If-Match and
+// `inbound`), those on connections to the account's (`inbound.unrouted`), those on deliveries, and tests, to the endpoint's
+// (`deliveries`). The owner also judges If-Match and
 // Idempotency-Key: only there is it known which version a change meets, and whether it was made before.
 //
 // Secrets leave this package sealed, or in the one answer that gives them out; they are never logged.
@@ -27,6 +28,7 @@ import (
 	"github.com/betterdata/webhooks/internal/resource"
 	"github.com/betterdata/webhooks/internal/seal"
 	"github.com/betterdata/webhooks/schemas"
+	"github.com/betterdata/webhooks/schemas/eventtypes"
 	webhooksv1 "github.com/betterdata/webhooks/schemas/webhooks/v1"
 )
 
@@ -34,6 +36,7 @@ import (
 const (
 	scopeEndpoints   = "endpoints:write"
 	scopeConnections = "connections:write"
+	scopeDeliveries  = "deliveries:write"
 )
 
 const defaultWait = 10 * time.Second
@@ -41,7 +44,7 @@ const defaultWait = 10 * time.Second
 // Config is how commands are sent.
 type Config struct {
 	Kafka kafka.Config
-	// Wait is how long an outcome is awaited before the answer is 202; default 10 s.
+	// Wait is how long an outcome is awaited before the answer is 202; default 10 s. A test has its endpoint's time-out besides.
 	Wait time.Duration
 }
 
@@ -56,9 +59,9 @@ type Deps struct {
 	Auth    httpapi.Authenticator
 	Keyring *seal.Keyring
 	Rules   *resource.Rules
-	// Processor answers the reads of the same paths, and which account a connection is of.
-	Processor fasthttp.RequestHandler
-	Log       *slog.Logger
+	// Processor answers the reads of the same paths, and which account a connection is of; Deliverer, whose a delivery is.
+	Processor, Deliverer fasthttp.RequestHandler
+	Log                  *slog.Logger
 }
 
 // Commands serves the writes. Run must run for outcomes to be seen.
@@ -66,22 +69,27 @@ type Commands struct {
 	cfg      Config
 	deps     Deps
 	outcomes *outcomes
+	types    *eventtypes.Catalogue
 	router   *httpapi.Router
 }
 
 // New prepares the writes.
 func New(cfg Config, deps Deps) (*Commands, error) {
-	if deps.Keyring == nil || deps.Auth == nil || deps.Rules == nil || deps.Processor == nil {
-		return nil, errors.New("commands: Keyring, Auth, Rules and Processor are required")
+	if deps.Keyring == nil || deps.Auth == nil || deps.Rules == nil || deps.Processor == nil || deps.Deliverer == nil {
+		return nil, errors.New("commands: Keyring, Auth, Rules, Processor and Deliverer are required")
 	}
 	if cfg.Wait <= 0 {
 		cfg.Wait = defaultWait
+	}
+	types, err := eventtypes.Load()
+	if err != nil {
+		return nil, err
 	}
 	outcomes, err := newOutcomes(cfg.Kafka, deps.Log)
 	if err != nil {
 		return nil, err
 	}
-	c := &Commands{cfg: cfg, deps: deps, outcomes: outcomes, router: httpapi.NewRouter(deps.Auth, deps.Log)}
+	c := &Commands{cfg: cfg, deps: deps, outcomes: outcomes, types: types, router: httpapi.NewRouter(deps.Auth, deps.Log)}
 	c.routes()
 	return c, nil
 }
@@ -93,8 +101,10 @@ func (c *Commands) routes() {
 		enable      = endpoint + "/enable"
 		disable     = endpoint + "/disable"
 		rotate      = endpoint + "/rotate-secret"
+		test        = endpoint + "/test"
 		connections = "/v1/orgs/{org}/connections"
 		connection  = connections + "/{id}"
+		delivery    = "/v1/orgs/{org}/deliveries/{id}"
 	)
 	c.router.Handle(http.MethodPost, endpoints, scopeEndpoints, c.createEndpoint)
 	c.router.Handle(http.MethodPatch, endpoint, scopeEndpoints, c.patchEndpoint)
@@ -102,6 +112,9 @@ func (c *Commands) routes() {
 	c.router.Handle(http.MethodPost, enable, scopeEndpoints, c.setEnabled(`{"enabled":true}`))
 	c.router.Handle(http.MethodPost, disable, scopeEndpoints, c.setEnabled(`{"enabled":false}`))
 	c.router.Handle(http.MethodPost, rotate, scopeEndpoints, c.rotateSecret)
+	c.router.Handle(http.MethodPost, test, scopeEndpoints, c.testEndpoint)
+	c.router.Handle(http.MethodPost, delivery+"/retry", scopeDeliveries, c.retryDelivery)
+	c.router.Handle(http.MethodPost, delivery+"/cancel", scopeDeliveries, c.cancelDelivery)
 	c.router.Handle(http.MethodPost, connections, scopeConnections, c.createConnection)
 	c.router.Handle(http.MethodDelete, connection, scopeConnections, c.deleteConnection)
 	for _, path := range []string{endpoints, endpoint, connections, connection} {
@@ -131,6 +144,8 @@ func ofOrganization(org string) owner { return owner{schemas.Inbound, org} }
 func ofAccount(source, account string) owner {
 	return owner{schemas.InboundUnrouted, schemas.AccountKey(source, account)}
 }
+
+func ofEndpoint(endpoint string) owner { return owner{schemas.Deliveries, endpoint} }
 
 // command is a command of the request's principal, with its id and what the headers ask: If-Match of a change to what is
 // there, Idempotency-Key of a POST.
@@ -163,6 +178,10 @@ var errPending = errors.New("no outcome in time")
 // Idempotency-Key goes to the organization's owner, who hands it on to whoever has to carry it out; the answer says so
 // when it is an earlier command's.
 func (c *Commands) carryOut(ctx *fasthttp.RequestCtx, to owner, cmd *webhooksv1.Command) (*webhooksv1.CommandOutcome, error) {
+	return c.carryOutWithin(ctx, c.cfg.Wait, to, cmd)
+}
+
+func (c *Commands) carryOutWithin(ctx *fasthttp.RequestCtx, wait time.Duration, to owner, cmd *webhooksv1.Command) (*webhooksv1.CommandOutcome, error) {
 	if err := c.Check(context.Background()); err != nil {
 		return nil, httpapi.Unavailable("unavailable", "The service is starting. Send the request again.")
 	}
@@ -175,7 +194,7 @@ func (c *Commands) carryOut(ctx *fasthttp.RequestCtx, to owner, cmd *webhooksv1.
 	}
 	outcome, forget := c.outcomes.expect(cmd.Id)
 	defer forget()
-	timer := time.NewTimer(c.cfg.Wait)
+	timer := time.NewTimer(wait)
 	defer timer.Stop()
 	if err := c.deps.Sender.Send(produce.Record{
 		Topic: to.topic, RoutingKey: to.routingKey, Value: record.Value, Headers: record.Headers,

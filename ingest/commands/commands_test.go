@@ -21,6 +21,7 @@ import (
 	"github.com/betterdata/webhooks/internal/resource"
 	"github.com/betterdata/webhooks/internal/seal"
 	"github.com/betterdata/webhooks/schemas"
+	"github.com/betterdata/webhooks/schemas/eventtypes"
 	webhooksv1 "github.com/betterdata/webhooks/schemas/webhooks/v1"
 )
 
@@ -120,9 +121,25 @@ func TestWhatMakesARequestAnother(t *testing.T) {
 	}
 }
 
+// reads answers the reads of the rooms: the first endpoint and the first delivery are there, and the third cannot be told.
+func reads(ctx *fasthttp.RequestCtx) {
+	switch path := string(ctx.Path()); {
+	case strings.HasSuffix(path, id.Derive(id.Endpoint, "1")):
+		httpapi.WriteJSON(ctx, http.StatusOK, resource.Endpoint{ID: id.Derive(id.Endpoint, "1"), Version: 7, TimeoutMS: 1})
+	case strings.HasSuffix(path, id.Derive(id.Delivery, "1")):
+		httpapi.WriteJSON(ctx, http.StatusOK, resource.Delivery{ID: id.Derive(id.Delivery, "1"), EndpointID: id.Derive(id.Endpoint, "1")})
+	case strings.HasSuffix(path, id.Derive(id.Delivery, "3")):
+		httpapi.WriteProblem(ctx, httpapi.Unavailable("clickhouse_unavailable", "Later."))
+	default:
+		httpapi.WriteProblem(ctx, httpapi.NotFound())
+	}
+}
+
 func TestHowWritesAreAnswered(t *testing.T) {
 	const endpoints, connections = "/v1/orgs/org_1/endpoints", "/v1/orgs/org_1/connections"
-	one := endpoints + "/" + id.Derive(id.Endpoint, "1")
+	const deliveries = "/v1/orgs/org_1/deliveries"
+	endpointOne := id.Derive(id.Endpoint, "1")
+	one, delivery := endpoints+"/"+endpointOne, deliveries+"/"+id.Derive(id.Delivery, "1")
 	type outcome = webhooksv1.CommandOutcome
 	silent := func(*webhooksv1.Command) (*outcome, error) { return nil, nil }
 	deleted := func(*webhooksv1.Command) (*outcome, error) {
@@ -139,6 +156,9 @@ func TestHowWritesAreAnswered(t *testing.T) {
 	}
 	refused := func(*webhooksv1.Command) (*outcome, error) {
 		return &outcome{Result: &webhooksv1.CommandOutcome_Refusal{Refusal: &webhooksv1.Refusal{Status: 409, Code: "account_taken"}}}, nil
+	}
+	retried := func(*webhooksv1.Command) (*outcome, error) {
+		return &outcome{Result: &webhooksv1.CommandOutcome_Delivery{Delivery: &webhooksv1.Delivery{Id: id.Derive(id.Delivery, "1")}}}, nil
 	}
 	lost := func(*webhooksv1.Command) (*outcome, error) { return nil, errors.New("kafka is away") }
 	account := `{"source":"stripe","account":"cus_1"}`
@@ -171,6 +191,26 @@ func TestHowWritesAreAnswered(t *testing.T) {
 		"an action on a connection":    {http.MethodPost, connections + "/" + id.Derive(id.Connection, "1") + "/enable", "", changed, 404, "", ""},
 		"an unknown action":            {http.MethodPost, one + "/explode", "", changed, 404, "", ""},
 		"an action by GET":             {http.MethodGet, one + "/enable", "", changed, 405, "", ""},
+		"retried":                      {http.MethodPost, delivery + "/retry", "", retried, 202, schemas.Deliveries, endpointOne},
+		"retry without an outcome":     {http.MethodPost, delivery + "/retry", "{}", silent, 202, schemas.Deliveries, endpointOne},
+		"retry refused":                {http.MethodPost, delivery + "/retry", "", refused, 409, schemas.Deliveries, endpointOne},
+		"retry, another outcome":       {http.MethodPost, delivery + "/retry", "", deleted, 500, schemas.Deliveries, endpointOne},
+		"retry that is not stored":     {http.MethodPost, delivery + "/retry", "", lost, 503, schemas.Deliveries, endpointOne},
+		"retry for a reason":           {http.MethodPost, delivery + "/retry", `{"reason":"x"}`, retried, 422, "", ""},
+		"retry of no delivery":         {http.MethodPost, deliveries + "/" + id.Derive(id.Delivery, "2") + "/retry", "", retried, 404, "", ""},
+		"retry without the record":     {http.MethodPost, deliveries + "/" + id.Derive(id.Delivery, "3") + "/retry", "", retried, 503, "", ""},
+		"retry of no id":               {http.MethodPost, deliveries + "/dlv_1/retry", "", retried, 404, "", ""},
+		"retry by GET":                 {http.MethodGet, delivery + "/retry", "", retried, 405, "", ""},
+		"canceled":                     {http.MethodPost, delivery + "/cancel", "", retried, 200, schemas.Deliveries, endpointOne},
+		"cancel refused":               {http.MethodPost, delivery + "/cancel", "", refused, 409, schemas.Deliveries, endpointOne},
+		"cancel without an outcome":    {http.MethodPost, delivery + "/cancel", "", silent, 202, schemas.Deliveries, endpointOne},
+		"tested":                       {http.MethodPost, one + "/test", "", retried, 200, schemas.Deliveries, endpointOne},
+		"tested with a type":           {http.MethodPost, one + "/test", `{"eventType":"loop.started"}`, retried, 200, schemas.Deliveries, endpointOne},
+		"tested with no type of ours":  {http.MethodPost, one + "/test", `{"eventType":"loop.*"}`, retried, 422, "", ""},
+		"test with more than a type":   {http.MethodPost, one + "/test", `{"data":{}}`, retried, 422, "", ""},
+		"test without an outcome":      {http.MethodPost, one + "/test", "", silent, 202, schemas.Deliveries, endpointOne},
+		"test refused":                 {http.MethodPost, one + "/test", "", refused, 409, schemas.Deliveries, endpointOne},
+		"test of no endpoint":          {http.MethodPost, endpoints + "/" + id.Derive(id.Endpoint, "2") + "/test", "", retried, 404, "", ""},
 		"no id":                        {http.MethodDelete, endpoints + "/ep_1", "", deleted, 404, "", ""},
 		"no JSON":                      {http.MethodPost, connections, `{`, connected, 400, "", ""},
 		"what the rules do not accept": {http.MethodPost, endpoints, `{"url":7}`, connected, 422, "", ""},
@@ -181,7 +221,7 @@ func TestHowWritesAreAnswered(t *testing.T) {
 			o := &standIn{decide: c.decide}
 			o.c, err = New(Config{Kafka: kafka.Config{Brokers: []string{"127.0.0.1:1"}}, Wait: 20 * time.Millisecond}, Deps{
 				Sender: o, Auth: httpapi.AdminKey("key"), Keyring: keyring, Rules: resource.NewRules(resource.Config{}),
-				Processor: func(*fasthttp.RequestCtx) {}, Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
+				Processor: reads, Deliverer: reads, Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
 			})
 			require.NoError(t, err)
 			defer o.c.outcomes.client.Close()
@@ -210,6 +250,26 @@ func TestHowWritesAreAnswered(t *testing.T) {
 			require.Len(t, o.sent, 1)
 			require.Equal(t, [2]string{c.topic, c.key}, [2]string{o.sent[0].Topic, o.sent[0].RoutingKey})
 			require.Equal(t, schemas.TypeCommand, kafka.ReadHeader(o.sent[0].Headers, schemas.HeaderType))
+		})
+	}
+}
+
+func TestWhatATestSends(t *testing.T) {
+	endpoint := id.Derive(id.Endpoint, "1")
+	types, err := eventtypes.Load()
+	require.NoError(t, err)
+	started, _ := types.Lookup("loop.started")
+	for name, c := range map[string]struct{ body, eventType, data string }{
+		"by default":              {``, "endpoint.test", `{"endpointId":"` + endpoint + `"}`},
+		"an empty object":         {`{}`, "endpoint.test", `{"endpointId":"` + endpoint + `"}`},
+		"the default by its name": {`{"eventType":"endpoint.test"}`, "endpoint.test", `{"endpointId":"` + endpoint + `"}`},
+		"an example of its type":  {`{"eventType":"loop.started"}`, "loop.started", string(started.Example)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			eventType, data, err := (&Commands{types: types}).sample([]byte(c.body), endpoint)
+			require.NoError(t, err)
+			require.Equal(t, c.eventType, eventType)
+			require.JSONEq(t, c.data, string(data))
 		})
 	}
 }

@@ -1,9 +1,7 @@
 package commands
 
 import (
-	"encoding/json"
 	"errors"
-	"fmt"
 	"net/http"
 
 	"github.com/valyala/fasthttp"
@@ -84,33 +82,14 @@ func (c *Commands) deleteConnection(ctx *fasthttp.RequestCtx, p httpapi.Principa
 	return c.delete(ctx, ofAccount(source, account), cmd, connectionID)
 }
 
-// accountOf asks the processor which account the connection of this path is of, since that decides who owns it. It asks
-// as the caller: what the caller may not see is not found.
+// accountOf asks the processor which account the connection of this path is of, since that decides who owns it.
 func (c *Commands) accountOf(ctx *fasthttp.RequestCtx) (source, account string, err error) {
-	var ask fasthttp.Request
-	ctx.Request.Header.CopyTo(&ask.Header)
-	ask.Header.SetMethod(http.MethodGet)
-	ask.Header.Set("x-request-id", httpapi.RequestID(ctx))
-	for _, name := range []string{fasthttp.HeaderIfMatch, fasthttp.HeaderContentType, fasthttp.HeaderContentLength} {
-		ask.Header.Del(name)
-	}
-	ask.SetRequestURIBytes(ctx.Path())
-	ask.Header.SetHostBytes(ctx.Host())
-	var answer fasthttp.RequestCtx
-	answer.Init(&ask, ctx.RemoteAddr(), nil)
-	c.deps.Processor(&answer)
-	switch status := answer.Response.StatusCode(); status {
-	case http.StatusOK:
-	case http.StatusNotFound:
-		return "", "", httpapi.NotFound()
-	case http.StatusServiceUnavailable:
-		return "", "", httpapi.Unavailable("unavailable", "The connection cannot be looked up at the moment. Send the request again.")
-	default:
-		return "", "", fmt.Errorf("look up a connection before its deletion: the processor answered %d", status)
-	}
 	var found struct{ Source, Account string }
-	if err := json.Unmarshal(answer.Response.Body(), &found); err != nil || found.Source == "" || found.Account == "" {
-		return "", "", fmt.Errorf("look up a connection before its deletion: unreadable answer: %w", err)
+	if err := ask(ctx, c.deps.Processor, string(ctx.Path()), &found); err != nil {
+		return "", "", err
+	}
+	if found.Source == "" || found.Account == "" {
+		return "", "", errors.New("a connection before its deletion has no account")
 	}
 	return found.Source, found.Account, nil
 }

@@ -116,14 +116,8 @@ func (c *Commands) setEnabled(patch string) httpapi.Handler {
 		if problem != nil {
 			return problem
 		}
-		body, err := optionalBody(ctx)
-		if err != nil {
+		if err := emptyBody(ctx); err != nil {
 			return err
-		}
-		if len(body) > 0 {
-			if err := httpapi.DecodeStrict(body, &struct{}{}); err != nil {
-				return err
-			}
 		}
 		cmd, problem := command(ctx, p)
 		if problem != nil {
@@ -208,6 +202,15 @@ func optionalBody(ctx *fasthttp.RequestCtx) ([]byte, error) {
 		return nil, nil
 	}
 	return httpapi.JSONBody(ctx)
+}
+
+// emptyBody refuses a body of an action that asks for nothing more: it may be left out, or be an empty object.
+func emptyBody(ctx *fasthttp.RequestCtx) error {
+	body, err := optionalBody(ctx)
+	if err != nil || len(body) == 0 {
+		return err
+	}
+	return httpapi.DecodeStrict(body, &struct{}{})
 }
 
 // update carries out a change to an endpoint and answers the endpoint.

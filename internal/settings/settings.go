@@ -119,7 +119,7 @@ type Edge struct {
 // Upstreams answer reads when the services run apart.
 type Upstreams struct {
 	ProcessorURL BaseURL `group:"HTTP" name:"processor-url" env:"PROCESSOR_URL" placeholder:"URL" help:"Where processors answer reads of entitlements, billing, endpoints and connections. Unset: those reads answer 503."`
-	DelivererURL BaseURL `group:"HTTP" name:"deliverer-url" env:"DELIVERER_URL" placeholder:"URL" help:"Where deliverers answer reads of deliveries and events. Unset: those reads answer 503."`
+	DelivererURL BaseURL `group:"HTTP" name:"deliverer-url" env:"DELIVERER_URL" placeholder:"URL" help:"Where deliverers answer reads of deliveries and events. Unset: those reads, and retries, answer 503."`
 }
 
 // Keys open the management API.
