@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
@@ -90,8 +91,13 @@ func RunDeliverer(ctx context.Context, setup string) error {
 	}
 	err = measure.Obey(ln.Addr(), func(line string) (any, error) { return nil, fmt.Errorf("unknown line %q", line) })
 	cancel()
+	// As the service does. Kafka may be gone, when the bench was killed.
+	defer time.AfterFunc(stopTimeout, func() { os.Exit(1) }).Stop()
 	return errors.Join(err, parts.Wait(), copy.Close())
 }
+
+// stopTimeout is SHUTDOWN_TIMEOUT.
+const stopTimeout = 30 * time.Second
 
 func newDeliverer(ctx context.Context, s Setup, reg prometheus.Registerer) (*deliverer.Deliverer, *table.Copy, error) {
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
