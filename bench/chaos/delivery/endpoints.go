@@ -47,8 +47,9 @@ func kindOf(n int) kind {
 }
 
 const (
-	// timeoutMS is of every endpoint.
-	timeoutMS = 1500
+	// timeoutMS is of every endpoint but those that are prompt: these must not fail for want of a processor.
+	timeoutMS       = 1500
+	promptTimeoutMS = 15_000
 	// limitedRate is requests a second to one that is limited.
 	limitedRate = 4
 )
@@ -80,7 +81,10 @@ func newEndpoint(n int, org, receiver string, keys *seal.Keyring, now time.Time)
 		Concurrency: 8, TimeoutMs: timeoutMS, Signatures: []string{"v1"}, Secrets: []*webhooksv1.SigningSecret{{SealedSecret: sealed}},
 		CreatedUnixMs: now.UnixMilli(), UpdatedUnixMs: now.UnixMilli(),
 	}}
-	if e.kind == limited {
+	switch e.kind {
+	case prompt:
+		e.record.TimeoutMs = promptTimeoutMS
+	case limited:
 		e.record.RateLimit = proto.Float64(limitedRate)
 	}
 	return e, nil

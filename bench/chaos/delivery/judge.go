@@ -259,7 +259,7 @@ func (j *judge) repeated(m made, r *webhooksv1.AttemptRow, came []request) {
 	}
 	for i := 1; i < len(came); i++ {
 		before, again := came[i-1], came[i]
-		if before.answer == cut && again.arrived.Sub(before.arrived) < timeoutMS*time.Millisecond {
+		if before.answer == cut && again.arrived.Sub(before.arrived) < timeoutMS*time.Millisecond+heardWithin {
 			j.stale++
 			continue
 		}
@@ -290,22 +290,26 @@ func (j *judge) struck(s fire.Strike, partition int32, before, again request) bo
 		until = s.To.Add(brokersNoticeWithin)
 	}
 	from := j.senders.of(before)
-	if (s.Instance == "" || from == "" || s.Instance == from) && before.arrived.Before(until) && j.inFlight(from, partition, before, s.From) {
+	if from == "" {
+		from = s.Instance // it may have been
+	}
+	if (s.Instance == "" || s.Instance == from) && before.arrived.Before(until) && j.inFlight(from, partition, before, s.From) {
 		return true
 	}
 	return s.Instance != "" && s.Instance == j.senders.of(again) && again.arrived.After(s.From) && again.arrived.Before(until)
 }
 
 const (
-	// commitWithin is how soon after its end an attempt's row is committed. While one of its partitions is handed over, and
-	// attempts there are waited for, a session commits nothing for 5 s at most.
-	commitWithin = 7 * time.Second
 	// heardWithin is how long an answer may take to be heard, and brought into a transaction.
 	heardWithin = time.Second
+	// commitWithin is how soon after its end an attempt's row is committed, at the latest: nothing is while the group
+	// rebalances, for as long as attempts are waited for where partitions move, and until a leader that is frozen has been
+	// given up.
+	commitWithin = 30 * time.Second
 )
 
 // inFlight reports that a request was not done yet at a time, as far as its sender could know: its row was not among those
-// of its partition that the sender has committed last.
+// of its partition that the sender has committed since.
 func (j *judge) inFlight(sender string, partition int32, r request, at time.Time) bool {
 	ended := r.ended
 	if ended.IsZero() {
