@@ -29,12 +29,8 @@ type ailment struct {
 	before *webhooksv1.EndpointHealth
 }
 
-// begin learns, at the first call, what the last owner held against endpoints.
-func (t *task) begin(tx *stream.Tx, now time.Time) error {
-	if !t.began.IsZero() {
-		return nil
-	}
-	t.began = now
+// recallHealth learns what the last owner held against endpoints.
+func (t *task) recallHealth(tx *stream.Tx, now time.Time) error {
 	return tx.Scan(schemas.EndpointHealth, nil, nil, func(key, value []byte) bool {
 		kept := new(webhooksv1.EndpointHealth)
 		if err := proto.Unmarshal(value, kept); err != nil {

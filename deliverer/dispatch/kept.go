@@ -25,8 +25,6 @@ type kept struct {
 	started bool
 	// since is when this owner first saw it.
 	since time.Time
-	// seq is the transaction that brought it.
-	seq uint64
 	// ended: the open transaction answers it.
 	ended bool
 }
@@ -42,12 +40,8 @@ func (t *task) putCommand(tx *stream.Tx, c *kept) error {
 	return schedule.PutCommand(tx, c.at, &webhooksv1.KeptCommand{Command: c.cmd, Started: c.started})
 }
 
-// recallOnce finds the commands that an earlier owner kept.
-func (t *task) recallOnce(tx *stream.Tx, now time.Time) error {
-	if t.recalled {
-		return nil
-	}
-	t.recalled = true
+// recallCommands finds the commands that an earlier owner kept.
+func (t *task) recallCommands(tx *stream.Tx, now time.Time) error {
 	return schedule.ScanCommands(tx, func(at schedule.Place, k *webhooksv1.KeptCommand) {
 		c := newKept(k.GetCommand(), at.Offset, now)
 		c.started = k.GetStarted()

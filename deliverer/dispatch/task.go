@@ -70,7 +70,6 @@ type task struct {
 	// commands are those that are kept, by delivery; asked, the deliveries whose commands are to be looked at.
 	commands map[string][]*kept
 	asked    []string
-	recalled bool
 	// searching are the deliveries that are looked for in the record, toSearch those that have to wait for that; finds is what
 	// came of it, and archived what of that is to be used.
 	searching map[string]bool
@@ -93,14 +92,23 @@ func newTask(d *Dispatcher, p *stream.Partition) *task {
 	}
 }
 
+// begin recalls, at the first call, what the last owner left beside the schedule.
+func (t *task) begin(tx *stream.Tx, now time.Time) error {
+	if !t.began.IsZero() {
+		return nil
+	}
+	t.began = now
+	if err := t.recallHealth(tx, now); err != nil {
+		return err
+	}
+	return t.recallCommands(tx, now)
+}
+
 // Process takes the deliveries of one event, or a command.
 func (t *task) Process(tx *stream.Tx, in *kgo.Record) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if err := t.begin(tx, tx.Now()); err != nil {
-		return err
-	}
-	if err := t.recallOnce(tx, tx.Now()); err != nil {
 		return err
 	}
 	if cloudevent.IsCommandRecord(in) {
@@ -151,9 +159,6 @@ func (t *task) Advance(tx *stream.Tx, now time.Time) error {
 	defer t.mu.Unlock()
 	t.now = now
 	if err := t.begin(tx, now); err != nil {
-		return err
-	}
-	if err := t.recallOnce(tx, now); err != nil {
 		return err
 	}
 	if !t.found {
