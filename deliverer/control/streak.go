@@ -8,7 +8,7 @@ import "time"
 // after which it counts (ENDPOINT_DISABLE_AFTER). So it takes failures at the beginning, about the middle and at the end
 // of that time, with no longer gap between them: five days and 60 hours by default. The retries of one delivery leave 24
 // hours at most between them. One failure five days ago and one today say nothing about the time between; Svix too starts
-// its clock of five days only once several failures lie within a day, and Stripe speaks of several days in a row.
+// its clock of five days only once several failures lie within a day.
 type Streak struct {
 	// Since is the first failure's time.
 	Since time.Time
