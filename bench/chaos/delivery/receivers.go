@@ -175,7 +175,10 @@ func give(w http.ResponseWriter, req *http.Request, a answer) {
 
 // choose is drawn by delivery and number, so that a number that is sent again is answered alike, but for who is down.
 func (r *receivers) choose(k kind, at attempt, now time.Time) answer {
-	if r.healed.Load() || k == prompt {
+	switch {
+	case k == flaky && r.draw(at.delivery) < 5:
+		return serverError // whatever the number, and also once healed
+	case r.healed.Load() || k == prompt:
 		return ok
 	}
 	draw := r.draw(at.delivery + strconv.Itoa(at.number))
@@ -188,8 +191,6 @@ func (r *receivers) choose(k kind, at attempt, now time.Time) answer {
 		return leave
 	case k == gone && draw < 3:
 		return goneAway
-	case k == flaky && r.draw(at.delivery) < 5:
-		return serverError // whatever the number
 	case k == flaky, k == switched, k == doomed:
 		return flakily(draw)
 	}
@@ -221,7 +222,7 @@ func flakily(draw uint64) answer {
 	return ok
 }
 
-// heal lets every receiver answer 200 from now on.
+// heal lets receivers answer 200 from now on, but for the deliveries that are to be exhausted.
 func (r *receivers) heal() { r.healed.Store(true) }
 
 // all are the requests that came. They are not added to any more.
