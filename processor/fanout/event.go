@@ -6,8 +6,8 @@ import (
 	"github.com/betterdata/webhooks/internal/cloudevent"
 	"github.com/betterdata/webhooks/internal/eventfilter"
 	"github.com/betterdata/webhooks/internal/id"
-	"github.com/betterdata/webhooks/internal/jsonscan"
 	"github.com/betterdata/webhooks/internal/outbound"
+	"github.com/betterdata/webhooks/internal/subscription"
 )
 
 // event is a record of `events`, read.
@@ -19,8 +19,6 @@ type event struct {
 	// decoded is body as filters see it, once one has asked.
 	decoded *eventfilter.Event
 }
-
-var loopIDPath = jsonscan.Compile("/loopId")
 
 // Reasons why a record cannot be fanned out.
 const (
@@ -34,11 +32,10 @@ const (
 // readEvent reads a record; reason is "" when it can be used.
 func readEvent(in *kgo.Record) (e *event, reason string) {
 	e = &event{Event: cloudevent.ReadEvent(in)}
-	var loopID [1]jsonscan.Value
-	if loopIDPath.Scan(e.Data, loopID[:]) != nil {
+	var err error
+	if e.loopID, err = subscription.LoopID(e.Data); err != nil {
 		return e, reasonMalformed
 	}
-	e.loopID = loopID[0].String()
 	switch {
 	case !id.ValidOrg(e.Organization):
 		return e, reasonNoOrganization

@@ -3,14 +3,13 @@ package fanout
 import (
 	"fmt"
 	"log/slog"
-	"slices"
 	"strings"
 	"sync"
 
 	"google.golang.org/protobuf/proto"
 
 	"github.com/betterdata/webhooks/internal/eventfilter"
-	"github.com/betterdata/webhooks/schemas"
+	"github.com/betterdata/webhooks/internal/subscription"
 	webhooksv1 "github.com/betterdata/webhooks/schemas/webhooks/v1"
 )
 
@@ -29,11 +28,8 @@ type target struct {
 	id      string
 	version uint64
 	enabled bool
-	// all, exact and prefixes are the endpoint's patterns.
-	all      bool
-	exact    []string
-	prefixes []string
-	loopIDs  []string
+	types   subscription.Patterns
+	loops   subscription.Loops
 	// filtered endpoints match nothing when filter is nil: it did not compile.
 	filtered   bool
 	expression string
@@ -145,17 +141,9 @@ func (m *matcher) read(org string, compiled map[string]*eventfilter.Filter) ([]t
 }
 
 func (m *matcher) targetOf(e *webhooksv1.Endpoint, compiled map[string]*eventfilter.Filter) target {
-	t := target{id: e.Id, version: e.Version, enabled: e.Enabled, loopIDs: e.LoopIds, filtered: e.Filter != nil}
-	for _, pattern := range e.EventTypes {
-		prefix, open := strings.CutSuffix(pattern, "*")
-		switch {
-		case !open:
-			t.exact = append(t.exact, pattern)
-		case prefix == "":
-			t.all = true
-		default:
-			t.prefixes = append(t.prefixes, prefix)
-		}
+	t := target{
+		id: e.Id, version: e.Version, enabled: e.Enabled,
+		types: subscription.Parse(e.EventTypes), loops: e.LoopIds, filtered: e.Filter != nil,
 	}
 	if t.filtered {
 		t.expression = *e.Filter
@@ -179,19 +167,4 @@ func (m *matcher) compile(e *webhooksv1.Endpoint, compiled map[string]*eventfilt
 	}
 	compiled[*e.Filter] = filter
 	return filter
-}
-
-// wantsType reports whether a pattern matches.
-func (t *target) wantsType(eventType string) bool {
-	if t.all && !schemas.Operational(eventType) {
-		return true
-	}
-	return slices.Contains(t.exact, eventType) ||
-		slices.ContainsFunc(t.prefixes, func(prefix string) bool { return strings.HasPrefix(eventType, prefix) })
-}
-
-// wantsLoop reports whether the event is of a loop that the endpoint asked for. Who asked for loops gets no events
-// that are of none.
-func (t *target) wantsLoop(loopID string) bool {
-	return len(t.loopIDs) == 0 || loopID != "" && slices.Contains(t.loopIDs, loopID)
 }

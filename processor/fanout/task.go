@@ -197,7 +197,7 @@ func (f *fanning) run() error {
 
 // wants reports whether the endpoint matches, enabled or not.
 func (f *fanning) wants(t *target) bool {
-	if !t.wantsType(f.event.Type) || !t.wantsLoop(f.event.loopID) {
+	if !t.types.Match(f.event.Type) || !t.loops.Match(f.event.loopID) {
 		return false
 	}
 	return !t.filtered || f.passes(t.filter)
