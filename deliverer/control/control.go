@@ -7,6 +7,8 @@
 //     part, so that a whole round of successes adds one, as TCP does.
 //   - Rate: a token bucket of the endpoint's requests a second, which holds a tenth of a second's worth. What a former
 //     owner sent is not known, so it is empty when an owner begins: no restart lets more through than the rate.
+//   - Spare: work that must cost the rest nothing has half of the concurrency, at least one, and half of the rate. When it
+//     may ask at all is the caller's to say.
 //   - Breaker: ten failures in a row open it. After a second one attempt may probe; each failed probe doubles the wait,
 //     up to a minute; a success closes it (CONTRACT §5).
 //
@@ -33,6 +35,8 @@ const (
 	maxKept     = 64
 	// quickPace is how soon an endpoint answers that holds nobody up.
 	quickPace = time.Second
+	// spareShare is the part, one in so many, that spare work may take.
+	spareShare = 2
 	// paceWeight is the part of the newest attempt in the average.
 	paceWeight = 8
 )
@@ -78,6 +82,9 @@ type Endpoint struct {
 	running int
 	// owned is since when all attempts are known here.
 	owned time.Time
+	// spare are those of them that AdmitSpare let go; spareBucket is their part of the rate.
+	spare       int
+	spareBucket *rate.Limiter
 	// allowed is the concurrency after throttling, between 1 and limits.Concurrency.
 	allowed float64
 	halved  time.Time
@@ -111,14 +118,20 @@ func (e *Endpoint) SetLimits(l Limits) {
 	}
 	e.allowed = math.Min(e.allowed, float64(l.Concurrency))
 	if l.Rate != e.limits.Rate {
-		e.bucket = nil
-		if l.Rate > 0 {
-			burst := max(1, int(l.Rate*burstWindow.Seconds()))
-			e.bucket = rate.NewLimiter(rate.Limit(l.Rate), burst)
-			e.bucket.AllowN(e.owned, burst)
-		}
+		e.bucket, e.spareBucket = newBucket(l.Rate, e.owned), newBucket(l.Rate/spareShare, e.owned)
 	}
 	e.limits = l
+}
+
+// newBucket is empty when an owner begins; nil where there is no limit.
+func newBucket(perSecond float64, owned time.Time) *rate.Limiter {
+	if perSecond <= 0 {
+		return nil
+	}
+	burst := max(1, int(perSecond*burstWindow.Seconds()))
+	bucket := rate.NewLimiter(rate.Limit(perSecond), burst)
+	bucket.AllowN(owned, burst)
+	return bucket
 }
 
 // Admit says whether an attempt may begin now; Go takes its slot.
@@ -147,6 +160,42 @@ func (e *Endpoint) Probe(now time.Time) Verdict {
 	e.probing = e.wait > 0
 	return Go
 }
+
+// AdmitSpare is Admit for what takes what the rest leaves. After Go, ReturnSpare is called besides Done or Release.
+func (e *Endpoint) AdmitSpare(now time.Time) Verdict {
+	if e.spare >= e.spareSlots() {
+		return Full
+	}
+	token, ok := takeToken(e.spareBucket, now)
+	if !ok {
+		return Limited
+	}
+	verdict := e.Admit(now)
+	if verdict == Go {
+		e.spare++
+	} else {
+		token.CancelAt(now)
+	}
+	return verdict
+}
+
+// takeToken takes one of a bucket, if there is a bucket; ok is false when it has none.
+func takeToken(bucket *rate.Limiter, now time.Time) (token *rate.Reservation, ok bool) {
+	if bucket == nil {
+		return &rate.Reservation{}, true
+	}
+	token = bucket.ReserveN(now, 1)
+	if token.DelayFrom(now) > 0 {
+		token.CancelAt(now)
+		return nil, false
+	}
+	return token, true
+}
+
+// ReturnSpare gives back the part of the spare slots that an attempt held.
+func (e *Endpoint) ReturnSpare() { e.spare-- }
+
+func (e *Endpoint) spareSlots() int { return max(1, int(e.allowed)/spareShare) }
 
 // Ahead is how many deliveries are worth having at hand beyond those that run, so that the next is there when one ends:
 // what the endpoint works off in a tenth of a second, at least as many as may run and at most sixteen times that.
@@ -186,6 +235,17 @@ func (e *Endpoint) Want(now time.Time) int {
 	return int(e.allowed) + e.Ahead()
 }
 
+// WantSpare is Want for what AdmitSpare lets go.
+func (e *Endpoint) WantSpare(now time.Time) int {
+	switch {
+	case e.wait > 0 && (e.probing || now.Before(e.until)):
+		return 0
+	case e.wait > 0:
+		return e.spare + 1
+	}
+	return e.spareSlots() + max(1, e.Ahead()/spareShare)
+}
+
 // NextTry is when it is worth asking again after Limited or Open; the zero time when only Done can change anything.
 func (e *Endpoint) NextTry(now time.Time) time.Time {
 	switch {
@@ -194,11 +254,26 @@ func (e *Endpoint) NextTry(now time.Time) time.Time {
 	case e.wait > 0 && now.Before(e.until):
 		return e.until
 	case e.bucket != nil && e.running < int(e.allowed):
-		r := e.bucket.ReserveN(now, 1)
-		defer r.CancelAt(now)
-		return now.Add(r.DelayFrom(now))
+		return nextToken(e.bucket, now)
 	}
 	return time.Time{}
+}
+
+// NextSpareTry is NextTry for AdmitSpare.
+func (e *Endpoint) NextSpareTry(now time.Time) time.Time {
+	next := e.NextTry(now)
+	if e.spareBucket != nil && !next.IsZero() && e.spare < e.spareSlots() {
+		if spare := nextToken(e.spareBucket, now); spare.After(next) {
+			return spare
+		}
+	}
+	return next
+}
+
+func nextToken(bucket *rate.Limiter, now time.Time) time.Time {
+	r := bucket.ReserveN(now, 1)
+	defer r.CancelAt(now)
+	return now.Add(r.DelayFrom(now))
 }
 
 // Done ends an attempt that Admit let go and that took so long.

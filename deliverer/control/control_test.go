@@ -244,3 +244,67 @@ func TestControlHoldsItsLimits(t *testing.T) {
 		}
 	})
 }
+
+func spare(e *control.Endpoint, now time.Time, tries int) int {
+	n := 0
+	for range tries {
+		if e.AdmitSpare(now) == control.Go {
+			n++
+		}
+	}
+	return n
+}
+
+func TestSpareHasHalfOfTheConcurrency(t *testing.T) {
+	for _, tc := range []struct{ concurrency, busy, want int }{
+		{16, 0, 8}, {16, 12, 4}, {16, 16, 0}, {3, 0, 1}, {2, 0, 1}, {1, 0, 1}, {1, 1, 0},
+	} {
+		e := control.New(control.Limits{Concurrency: tc.concurrency}, start)
+		require.Equal(t, tc.busy, admitted(e, start, tc.busy))
+		require.Equal(t, tc.want, spare(e, start, 20), "%+v", tc)
+		require.Equal(t, tc.concurrency-tc.busy-tc.want, admitted(e, start, 20), "the other half is not touched: %+v", tc)
+		if tc.want > 0 {
+			e.Done(start, control.Success, time.Second)
+			e.ReturnSpare()
+			require.Equal(t, 1, spare(e, start, 20))
+		}
+	}
+}
+
+func TestSpareHasHalfOfTheRate(t *testing.T) {
+	e := control.New(control.Limits{Concurrency: 1000, Rate: 20}, start)
+	began := 0
+	now := start
+	for now.Before(start.Add(2 * time.Second)) {
+		if e.AdmitSpare(now) == control.Go {
+			began++
+			e.Done(now, control.Success, time.Millisecond)
+			e.ReturnSpare()
+			continue
+		}
+		next := e.NextSpareTry(now)
+		require.True(t, next.After(now), "asked again at a time that changes something")
+		now = next
+	}
+	require.InDelta(t, 20, began, 2)
+	require.NotZero(t, admitted(e, now, 2), "and leaves the other half")
+}
+
+func TestSpareProbesAnOpenBreaker(t *testing.T) {
+	e := control.New(control.Limits{Concurrency: 16, Rate: 1000}, start.Add(-time.Second))
+	now := start
+	for range 10 {
+		require.Equal(t, control.Go, e.AdmitSpare(now))
+		e.Done(now, control.Failure, time.Second)
+		e.ReturnSpare()
+		now = now.Add(10 * time.Millisecond)
+	}
+	require.Equal(t, control.Open, e.AdmitSpare(now))
+	require.Zero(t, e.WantSpare(now))
+	now = e.NextSpareTry(now)
+	require.Equal(t, 1, e.WantSpare(now))
+	require.Equal(t, 1, spare(e, now, 5), "one probe")
+	e.Done(now, control.Success, time.Second)
+	e.ReturnSpare()
+	require.Equal(t, 8, spare(e, now.Add(time.Second), 20))
+}
