@@ -54,6 +54,7 @@ const (
 	Endpoints    = "endpoints"    // org
 	Connections  = "connections"  // account
 	Routes       = "routes"       // account
+	Replays      = "replays"      // endpoint
 
 	// Private state of task groups.
 	InboundSeen    = "inbound-seen"    // org: dedupe of source events
@@ -94,6 +95,7 @@ func Topics() []Topic {
 		{Name: Endpoints, Compact: true},
 		{Name: Connections, Compact: true},
 		{Name: Routes, Compact: true},
+		{Name: Replays, Compact: true},
 		// Not compacted: a key is written once, so the cleaner would read a hundred million keys to find nothing.
 		{Name: InboundSeen, Retention: MaxDedupeRetention + day},
 		// The time beyond what is remembered is for clocks that differ.
