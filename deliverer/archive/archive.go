@@ -32,6 +32,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 	"golang.org/x/sync/semaphore"
 
+	"github.com/betterdata/webhooks/internal/eventfilter"
 	"github.com/betterdata/webhooks/internal/kafka"
 	"github.com/betterdata/webhooks/schemas"
 	webhooksv1 "github.com/betterdata/webhooks/schemas/webhooks/v1"
@@ -59,11 +60,13 @@ type Delivery struct {
 
 // Archive reads the record. It is safe for concurrent use.
 type Archive struct {
-	cfg   kafka.Config
-	conn  driver.Conn
-	log   *slog.Logger
-	admin *kadm.Client
-	slots *semaphore.Weighted
+	cfg     kafka.Config
+	conn    driver.Conn
+	log     *slog.Logger
+	client  *kgo.Client
+	admin   *kadm.Client
+	filters *eventfilter.Compiler
+	slots   *semaphore.Weighted
 }
 
 // New makes an Archive over a connection whose default database has the tables. It connects to nothing.
@@ -72,7 +75,15 @@ func New(cfg kafka.Config, conn driver.Conn, log *slog.Logger) (*Archive, error)
 	if err != nil {
 		return nil, fmt.Errorf("archive: %w", err)
 	}
-	return &Archive{cfg: cfg, conn: conn, log: log, admin: kadm.NewClient(client), slots: semaphore.NewWeighted(finds)}, nil
+	filters, err := eventfilter.NewCompiler()
+	if err != nil {
+		client.Close()
+		return nil, fmt.Errorf("archive: %w", err)
+	}
+	return &Archive{
+		cfg: cfg, conn: conn, log: log, client: client, admin: kadm.NewClient(client), filters: filters,
+		slots: semaphore.NewWeighted(finds),
+	}, nil
 }
 
 // Close lets the connections go. No Find may be under way.

@@ -42,6 +42,33 @@ func NextVisible(ctx context.Context, client *kgo.Client, topic string, partitio
 	}
 }
 
+// NextRecord is NextVisible for a reader that control records mean nothing to: the offset of the first record at or after
+// from that is none, or the last stable offset.
+func NextRecord(ctx context.Context, client *kgo.Client, topic string, partition int32, from int64) (int64, error) {
+	topics, err := kadm.NewClient(client).ListTopics(ctx, topic)
+	if err == nil {
+		err = topics.Error()
+	}
+	if err != nil {
+		return 0, fmt.Errorf("find leader of %s/%d: %w", topic, partition, err)
+	}
+	for next := from; ; {
+		fp, after, err := fetchOnce(ctx, client, topics[topic], partition, next)
+		if err != nil {
+			return 0, fmt.Errorf("fetch %s/%d at %d: %w", topic, partition, next, err)
+		}
+		for _, r := range fp.Records {
+			if !r.Attrs.IsControl() {
+				return r.Offset, nil
+			}
+		}
+		if after <= next {
+			return max(next, fp.LastStableOffset), nil
+		}
+		next = after
+	}
+}
+
 // fetchOnce fetches by hand; next is the position after what was returned.
 func fetchOnce(ctx context.Context, client *kgo.Client, t kadm.TopicDetail, partition int32, from int64) (fp kgo.FetchPartition, next int64, err error) {
 	part := kmsg.NewFetchRequestTopicPartition()

@@ -38,20 +38,24 @@ func TestNextVisiblePassesWhatNoReaderIsShown(t *testing.T) {
 	killed := onFolder(torn)
 
 	for _, c := range []struct {
-		what               string
-		client             *kgo.Client
-		from, next, stable int64
+		what                       string
+		client                     *kgo.Client
+		from, next, stable, record int64
 	}{
-		{"a record", killed, 0, 0, 4},
-		{"a marker", killed, 1, 1, 4},
-		{"aborted records up to the end", killed, 2, 4, 4},
-		{"the end", killed, 4, 4, 4},
-		{"an open transaction", client, 2, 2, 2},
+		{"a record", killed, 0, 0, 4, 0},
+		{"a marker", killed, 1, 1, 4, 4},
+		{"aborted records up to the end", killed, 2, 4, 4, 4},
+		{"the end", killed, 4, 4, 4, 4},
+		{"a marker before an open transaction", client, 1, 1, 2, 2},
+		{"an open transaction", client, 2, 2, 2, 2},
 	} {
 		t.Run(c.what, func(t *testing.T) {
 			next, stable, err := NextVisible(ctx, c.client, "topic", 0, c.from)
 			require.NoError(t, err)
 			require.Equal(t, []int64{c.next, c.stable}, []int64{next, stable})
+			record, err := NextRecord(ctx, c.client, "topic", 0, c.from)
+			require.NoError(t, err)
+			require.Equal(t, c.record, record, "the next that is no marker")
 		})
 	}
 }
