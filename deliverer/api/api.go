@@ -1,5 +1,6 @@
 // Package api answers the reads of an organization's deliveries, events and ledger, from the record in ClickHouse: the
-// record follows the deliveries by a second or two, and while ClickHouse is away the answer is 503.
+// record follows the deliveries by a second or two, and while ClickHouse is away the answer is 503. Its replays are read from
+// this process's copy of their table, behind a barrier: what was answered before is seen.
 //
 // Every query names the organization of the path, which the router has checked against the key: another
 // organization's id is not found.
@@ -30,12 +31,15 @@ const scopeRead = "deliveries:read"
 
 // API reads the record.
 type API struct {
-	conn driver.Conn
-	log  *slog.Logger
+	conn    driver.Conn
+	replays Replays
+	log     *slog.Logger
 }
 
 // New makes the reads over a connection whose default database has the tables. The server may be away.
-func New(conn driver.Conn, log *slog.Logger) *API { return &API{conn: conn, log: log} }
+func New(conn driver.Conn, replays Replays, log *slog.Logger) *API {
+	return &API{conn: conn, replays: replays, log: log}
+}
 
 // Register adds the routes.
 func (a *API) Register(r *httpapi.Router) {
@@ -44,6 +48,8 @@ func (a *API) Register(r *httpapi.Router) {
 	r.Handle(http.MethodGet, "/v1/orgs/{org}/events", scopeRead, a.read(a.listEvents))
 	r.Handle(http.MethodGet, "/v1/orgs/{org}/events/{id}", scopeRead, a.read(a.getEvent))
 	r.Handle(http.MethodGet, "/v1/orgs/{org}/ledger", scopeRead, a.read(a.listLedger))
+	r.Handle(http.MethodGet, "/v1/orgs/{org}/replays", scopeRead, a.listReplays)
+	r.Handle(http.MethodGet, "/v1/orgs/{org}/replays/{id}", scopeRead, a.getReplay)
 }
 
 // read bounds a handler's queries, answers what it returns, and turns a failing ClickHouse into 503.

@@ -18,6 +18,7 @@ import (
 	"github.com/betterdata/webhooks/internal/httpapi"
 	"github.com/betterdata/webhooks/internal/id"
 	"github.com/betterdata/webhooks/internal/testenv"
+	webhooksv1 "github.com/betterdata/webhooks/schemas/webhooks/v1"
 )
 
 // start is yesterday at midnight: rows that are older than their table's retention vanish.
@@ -280,6 +281,7 @@ func TestWithoutClickHouseTheAnswerIs503(t *testing.T) {
 
 // world is the API over a database of its own, and what it takes to fill it.
 type world struct {
+	replays         *replayTable
 	t               *testing.T
 	conn            driver.Conn
 	handler         fasthttp.RequestHandler
@@ -288,8 +290,9 @@ type world struct {
 
 func serve(conn driver.Conn) *world {
 	r := httpapi.NewRouter(httpapi.AdminKey("admin"), slog.New(slog.DiscardHandler))
-	New(conn, slog.New(slog.DiscardHandler)).Register(r)
-	w := &world{conn: conn, handler: r.Handler()}
+	replays := &replayTable{rows: map[string]*webhooksv1.Replay{}}
+	New(conn, replays, slog.New(slog.DiscardHandler)).Register(r)
+	w := &world{conn: conn, handler: r.Handler(), replays: replays}
 	w.endpoint, w.event = w.id(id.Endpoint, 1), w.id(id.Event, 1)
 	return w
 }

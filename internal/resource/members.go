@@ -140,15 +140,22 @@ func setPaused(ed *edit, paused bool) error { ed.endpoint.Paused = paused; retur
 var eventPattern = regexp.MustCompile(`^([A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?)?\*?$`)
 
 func setEventTypes(ed *edit, patterns []string) error {
-	if len(patterns) == 0 || len(patterns) > maxPatterns {
+	if len(patterns) == 0 {
 		return fmt.Errorf("must have 1 to %d patterns", maxPatterns)
+	}
+	ed.endpoint.EventTypes = patterns
+	return checkPatterns(patterns)
+}
+
+func checkPatterns(patterns []string) error {
+	if len(patterns) > maxPatterns {
+		return fmt.Errorf("must have at most %d patterns", maxPatterns)
 	}
 	for i, p := range patterns {
 		if p == "" || len(p) > maxName || !eventPattern.MatchString(p) || strings.HasSuffix(p, ".") {
 			return &memberError{pointer: fmt.Sprintf("/%d", i), detail: `must be an event type, or the beginning of one with "*" as last character`}
 		}
 	}
-	ed.endpoint.EventTypes = patterns
 	return nil
 }
 
