@@ -120,7 +120,7 @@ func (s *system) endpoint(name, url string, version uint64) (endpointID, secret 
 	sealed, err := s.ring.Seal([]byte(secret), seal.EndpointSecret(endpointID))
 	require.NoError(s.t, err)
 	ep, err := proto.Marshal(&webhooksv1.Endpoint{
-		Id: endpointID, OrganizationId: org, Url: url, Enabled: true, Concurrency: 4, TimeoutMs: 5000, Version: 1,
+		Id: endpointID, OrganizationId: org, Url: url, Enabled: true, EventTypes: []string{"*"}, Concurrency: 4, TimeoutMs: 5000, Version: 1,
 		Secrets: []*webhooksv1.SigningSecret{{SealedSecret: sealed}},
 	})
 	require.NoError(s.t, err)

@@ -35,6 +35,12 @@ func (t *task) command(tx *stream.Tx, in *kgo.Record) error {
 		return nil
 	}
 	t.now = tx.Now()
+	switch cmd.GetAction().(type) {
+	case *webhooksv1.Command_StartReplay:
+		return t.startReplay(tx, cmd)
+	case *webhooksv1.Command_ChangeReplay:
+		return t.changeReplay(tx, cmd)
+	}
 	c := newKept(cmd, in.Offset, t.now)
 	// Behind one that waits it is not attended to before.
 	if len(t.waitingFor(c.at.Delivery)) == 0 {
@@ -138,7 +144,7 @@ func (t *task) reportAnswers() {
 }
 
 // commandNames are the labels of commands.
-var commandNames = []string{"retry", "test", "cancel", unknownCommand}
+var commandNames = []string{"retry", "test", "cancel", "start_replay", "change_replay", unknownCommand}
 
 const unknownCommand = "unknown"
 
@@ -150,6 +156,10 @@ func commandName(cmd *webhooksv1.Command) string {
 		return "test"
 	case *webhooksv1.Command_CancelDelivery:
 		return "cancel"
+	case *webhooksv1.Command_StartReplay:
+		return "start_replay"
+	case *webhooksv1.Command_ChangeReplay:
+		return "change_replay"
 	}
 	return unknownCommand
 }

@@ -9,6 +9,8 @@
 // A record may be a command of the management API instead: a retry, a test, a cancellation. What it changes and its answer
 // are of one transaction. One that has to wait is kept in the schedule, so that none holds up its partition.
 //
+// A replay (package replay) has events of the record delivered again, as an endpoint has slots to spare.
+//
 // A partition's owner holds its endpoints whole: all control of an endpoint is in the task of its partition. The pool and
 // the copy of `endpoints` are what tasks share.
 //
@@ -28,13 +30,16 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/semaphore"
 
 	"github.com/betterdata/webhooks/deliverer/archive"
 	"github.com/betterdata/webhooks/deliverer/control"
+	"github.com/betterdata/webhooks/deliverer/replay"
 	"github.com/betterdata/webhooks/deliverer/schedule"
 	"github.com/betterdata/webhooks/deliverer/sender"
 	"github.com/betterdata/webhooks/internal/stream"
 	"github.com/betterdata/webhooks/schemas"
+	webhooksv1 "github.com/betterdata/webhooks/schemas/webhooks/v1"
 )
 
 // window bounds the deliveries of a partition that may be unfinished beyond its watermark.
@@ -50,9 +55,19 @@ type Endpoints interface {
 	Get(key []byte) (value []byte, ok bool, err error)
 }
 
-// Archive finds deliveries that ended; *archive.Archive is one.
+// Archive is the record in ClickHouse: deliveries that ended, and the events that replays read; *archive.Archive is one. Its
+// calls wait for the network.
 type Archive interface {
 	Find(ctx context.Context, partition int32, organization, delivery string) (*archive.Delivery, error)
+	// Recorded begins to find out whether all that has been accepted until now is in the record, as far as an endpoint of
+	// the organization is concerned. What it returns is asked until it says so.
+	Recorded(organization, endpoint string) func(context.Context) (bool, error)
+	// Count is how many events a range has; known is false where only reading them all could tell.
+	Count(ctx context.Context, r archive.Range) (n uint64, known bool, err error)
+	// Page reads on in a range.
+	Page(ctx context.Context, r archive.Range, after archive.Position) (archive.Page, error)
+	// Events reads those events that the record still has.
+	Events(ctx context.Context, organization string, wanted []*webhooksv1.TakenEvent) ([]*webhooksv1.OutboundEvent, error)
 }
 
 // Config is what an operator chooses. The zero value of a field takes its default.
@@ -111,6 +126,8 @@ type Dispatcher struct {
 	room    room
 	// searches are those of the tasks in the archive.
 	searches sync.WaitGroup
+	// reads bounds those of replays.
+	reads *semaphore.Weighted
 
 	mu    sync.Mutex
 	tasks map[*task]struct{}
@@ -124,7 +141,7 @@ func newBounded(cfg Config, b bounds, deps Deps) (*Dispatcher, error) {
 		return nil, err
 	}
 	cfg = cfg.withDefaults()
-	d := &Dispatcher{cfg: cfg, deps: deps, pool: newPool(b.attempts), tasks: map[*task]struct{}{}}
+	d := &Dispatcher{cfg: cfg, deps: deps, pool: newPool(b.attempts), reads: semaphore.NewWeighted(readsAtOnce), tasks: map[*task]struct{}{}}
 	d.room.bounds = b
 	d.changes.seed = maphash.MakeSeed()
 	d.metrics = newMetrics(deps.Registry, d)
@@ -136,7 +153,7 @@ func (d *Dispatcher) Spec() stream.Spec {
 	return stream.Spec{
 		Group:   schemas.GroupDeliverer,
 		Input:   schemas.Deliveries,
-		Stores:  []stream.StoreSpec{schedule.Store(), healthStore()},
+		Stores:  []stream.StoreSpec{schedule.Store(), healthStore(), replay.Store()},
 		NewTask: d.newTask,
 		Window:  window,
 	}

@@ -37,6 +37,12 @@ type endpoint struct {
 	tests []*flight
 	// pulled is how many deliveries of the schedule, and tests, are in hand; marking, how many of them are not in the queue yet.
 	pulled, marking int
+	// replays are those that are open, the oldest first. They go one after the other.
+	replays []*replaying
+	// spare are deliveries of replays in memory that wait for a slot that nothing else wants, in order.
+	spare []*flight
+	// lifted is how many deliveries of replays are in hand and were not in the schedule yet.
+	lifted int
 	// head is the earliest due time of what waits in the schedule and is not in hand; zero when nothing does.
 	head time.Time
 	// used is when it last had something to do.
@@ -80,11 +86,14 @@ func (e *endpoint) off() bool {
 
 // enqueue has a flight wait for a slot.
 func (e *endpoint) enqueue(f *flight) {
-	if f.test != nil {
+	switch {
+	case f.test != nil:
 		e.tests = append(e.tests, f)
-		return
+	case f.taken:
+		e.spare = append(e.spare, f)
+	default:
+		e.queue = append(e.queue, f)
 	}
-	e.queue = append(e.queue, f)
 }
 
 // inHand is how many deliveries run, or will without another look at the schedule.
@@ -193,7 +202,7 @@ const idleEndpoint = 5 * time.Minute
 // forgetIdle drops endpoints that have nothing to do and nothing to remember.
 func (t *task) forgetIdle(now time.Time) {
 	for id, e := range t.endpoints {
-		if len(e.queue) == 0 && e.pulled == 0 && e.head.IsZero() && e.place < 0 && e.well(now) && now.Sub(e.used) > idleEndpoint {
+		if len(e.queue) == 0 && e.pulled == 0 && len(e.replays) == 0 && e.head.IsZero() && e.place < 0 && e.well(now) && now.Sub(e.used) > idleEndpoint {
 			delete(t.endpoints, id)
 		}
 	}

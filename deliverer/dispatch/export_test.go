@@ -27,3 +27,19 @@ func (d *Dispatcher) HeldBytes() int64 { return d.room.held.Load() }
 
 // Window is the bound of units that a partition may have unfinished beyond its watermark.
 const Window = window
+
+// Reading is the number of reads of the record under way.
+func (d *Dispatcher) Reading() (n int) {
+	d.eachTask(func(t *task) {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		for _, e := range t.endpoints {
+			for _, r := range e.replays {
+				if r.busy {
+					n++
+				}
+			}
+		}
+	})
+	return n
+}

@@ -39,6 +39,8 @@ type flight struct {
 	// pending and unit are the delivery's place on the input; nil for one that waits in the schedule.
 	pending *stream.Pending
 	unit    int
+	// taken: it is in the hand of its replay, which says so to a new owner; not any more once it waits in the schedule.
+	taken bool
 	// load is its part of the memory; nil while it is detached.
 	load *load
 	// seq is the transaction that brought the record, or brought it again; of one that waits, the one that pulled it.
@@ -79,6 +81,9 @@ func (t *task) release(f *flight) {
 		t.fresh--
 	} else {
 		f.ep.pulled--
+	}
+	if f.taken {
+		f.ep.lifted--
 	}
 	if len(t.commands[f.id]) > 0 {
 		t.ask(f.id)
@@ -133,6 +138,9 @@ func (t *task) land(f *flight) {
 	f.running = false
 	if f.unsent {
 		e.control.Release()
+		if f.taken {
+			e.control.ReturnSpare()
+		}
 		if t.flights[f.id] == f {
 			e.enqueue(f)
 		}
@@ -141,6 +149,9 @@ func (t *task) land(f *flight) {
 	now := f.result.Ended()
 	e.control.Done(now, outcomeOf(&f.result), f.result.Duration)
 	t.felt(f, now)
+	if f.taken {
+		e.control.ReturnSpare()
+	}
 	if t.flights[f.id] == f {
 		f.landed, f.luck = true, rand.Float64()
 		t.results = append(t.results, f)
@@ -149,6 +160,7 @@ func (t *task) land(f *flight) {
 		t.letOutTests(e, now)
 		if e.mode() == sending {
 			t.letOut(e, now)
+			t.letOutSpare(e, now)
 		}
 	}
 	t.touch(e, now)

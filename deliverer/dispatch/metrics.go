@@ -21,6 +21,8 @@ type metrics struct {
 	// gone and failing are commands to disable an endpoint, by reason.
 	gone, failing prometheus.Counter
 	commands      *prometheus.CounterVec
+	// replayed are deliveries of replays that have ended or wait in the schedule; unread, reads of the record that failed.
+	replayed, unread prometheus.Counter
 }
 
 var waitingReasons = map[webhooksv1.WaitingReason]string{
@@ -51,6 +53,12 @@ func newMetrics(reg prometheus.Registerer, d *Dispatcher) *metrics {
 			Name: "webhooks_delivery_latency_seconds", Help: "From the edge's 200 to the first attempt's request.",
 			Buckets: []float64{.01, .025, .05, .075, .1, .15, .25, .5, 1, 2.5, 5, 10, 30, 60, 300},
 		}),
+		replayed: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "webhooks_replay_deliveries_total", Help: "Deliveries that replays have made: ended, or waiting in the retry schedule.",
+		}),
+		unread: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "webhooks_replay_read_failures_total", Help: "Reads of the record for replays that failed; they are tried again.",
+		}),
 		delivered: ended.WithLabelValues(schemas.DeliveryDelivered),
 		dead:      ended.WithLabelValues(schemas.DeliveryDead),
 		gone:      disabled.WithLabelValues(reasonGone),
@@ -66,7 +74,13 @@ func newMetrics(reg prometheus.Registerer, d *Dispatcher) *metrics {
 	for _, c := range sender.Classes() {
 		m.failures[c] = attempts.WithLabelValues("failure", c.String())
 	}
-	reg.MustRegister(attempts, ended, disabled, m.duration, m.latency, m.commands)
+	reg.MustRegister(attempts, ended, disabled, m.duration, m.latency, m.commands, m.replayed, m.unread)
+	for i, status := range replayStatuses {
+		reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "webhooks_replays", Help: "Replays that have not ended, by status.",
+			ConstLabels: prometheus.Labels{"status": status},
+		}, func() float64 { return d.sum(func(t *task) int64 { return t.replays[i].Load() }) }))
+	}
 	for reason, name := range waitingReasons {
 		reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "webhooks_retry_waiting", Help: "Deliveries that wait, by reason.",
@@ -118,7 +132,7 @@ func (m *metrics) attempt(f *flight) {
 		m.failures[f.result.Class].Inc()
 	}
 	m.duration.Observe(f.result.Duration.Seconds())
-	if accepted := f.event.GetAcceptedUnixMs(); f.number == 1 && !f.maybe && f.test == nil && accepted != 0 {
+	if accepted := f.event.GetAcceptedUnixMs(); f.number == 1 && !f.maybe && f.test == nil && f.replay == "" && accepted != 0 {
 		m.latency.Observe(f.result.Started.Sub(time.UnixMilli(accepted)).Seconds())
 	}
 }

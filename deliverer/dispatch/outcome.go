@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/betterdata/webhooks/deliverer/replay"
 	"github.com/betterdata/webhooks/deliverer/schedule"
 	"github.com/betterdata/webhooks/deliverer/sender"
 	"github.com/betterdata/webhooks/internal/stream"
@@ -83,17 +84,10 @@ func (t *task) conclude(tx *stream.Tx, f *flight) error {
 	if f.test != nil {
 		return t.concludeTest(tx, f)
 	}
-	var before *webhooksv1.WaitingState
-	if !f.fresh() {
-		var err error
-		if before, err = schedule.State(tx, f.id); err != nil {
-			return err
-		}
-		if before == nil || before.GetAttempts()+1 != f.number {
-			f.verdict = verdict{} // it ended or moved on by another way: this attempt is none of it
-			return nil
-		}
-		f.follow(before)
+	before, holds, err := t.standing(tx, f)
+	if err != nil || !holds {
+		f.verdict = verdict{} // it ended or moved on by another way: this attempt is none of it
+		return err
 	}
 	f.verdict = t.judge(f)
 	waiting := t.waitingForAttempt(f)
@@ -141,6 +135,24 @@ func (f *flight) overrule(waiting []*kept) (again bool) {
 	return again
 }
 
+// standing is where the delivery of a flight waits, nil for one that is on the input or in the hand of its replay. holds
+// is false for a flight that is of no delivery any more.
+func (t *task) standing(tx *stream.Tx, f *flight) (before *webhooksv1.WaitingState, holds bool, err error) {
+	switch {
+	case f.fresh():
+		return nil, true, nil
+	case f.taken:
+		r := f.ep.replay(f.replay)
+		return nil, r != nil && replay.Taken(r.state, f.event.GetId()) != nil, nil
+	}
+	before, err = schedule.State(tx, f.id)
+	if err != nil || before == nil || before.GetAttempts()+1 != f.number {
+		return nil, false, err
+	}
+	f.follow(before)
+	return before, true, nil
+}
+
 // wait puts a delivery whose attempt failed to the schedule.
 func (t *task) wait(tx *stream.Tx, f *flight, before *webhooksv1.WaitingState, again bool) error {
 	s := f.state(webhooksv1.WaitingReason_WAITING_REASON_BACKOFF, f.verdict.due)
@@ -157,33 +169,35 @@ func (t *task) wait(tx *stream.Tx, f *flight, before *webhooksv1.WaitingState, a
 	return schedule.Put(tx, f.id, s, before)
 }
 
-// stopWaiting takes a delivery that ends off the input, or off the schedule.
+// stopWaiting takes a delivery that ends off what has it: the input, a replay or the schedule.
 func (t *task) stopWaiting(tx *stream.Tx, f *flight, before *webhooksv1.WaitingState) {
-	if f.fresh() {
-		tx.Finish(f.pending, f.unit)
+	if before == nil {
+		t.leaveSource(tx, f)
 		return
 	}
 	t.census.remove(f.id, before.GetReason())
 	schedule.Remove(tx, f.id, before)
 }
 
+// leaveSource ends what the input, or the replay, has to do with a delivery.
+func (t *task) leaveSource(tx *stream.Tx, f *flight) {
+	if f.fresh() {
+		tx.Finish(f.pending, f.unit)
+		return
+	}
+	t.settle(f.ep.replay(f.replay), f.event.GetId())
+}
+
 // end lets a delivery die without another attempt. One that may be under way, sent by an earlier owner, cannot be sent
 // again to find out, and is one that was made and broke off: a request that was seen has its row.
 func (t *task) end(tx *stream.Tx, f *flight, reason string, now time.Time) error {
-	var before *webhooksv1.WaitingState
 	t.hand(f)
-	f.verdict = verdict{status: schemas.DeliveryDead, reason: reason}
-	if !f.fresh() {
-		var err error
-		if before, err = schedule.State(tx, f.id); err != nil {
-			return err
-		}
-		if before == nil {
-			f.verdict = verdict{}
-			return nil
-		}
-		f.follow(before)
+	before, holds, err := t.standing(tx, f)
+	if err != nil || !holds {
+		f.verdict = verdict{}
+		return err
 	}
+	f.verdict = verdict{status: schemas.DeliveryDead, reason: reason}
 	t.stopWaiting(tx, f, before)
 	made := f.number - 1
 	if f.maybe {

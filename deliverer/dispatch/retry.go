@@ -47,7 +47,7 @@ func (t *task) retry(tx *stream.Tx, c *kept, now time.Time) (done bool, err erro
 		return false, nil
 	case f.running || f.landed:
 		return false, nil // conclude goes on with it
-	case f.fresh():
+	case f.fresh() || f.taken:
 		// Its first attempt begins as soon as it may anyway.
 		return true, t.answer(tx, c.cmd, deliveryOf(f.rowAs(verdict{status: schemas.DeliveryWaiting, due: f.ready}, 0, time.Time{})))
 	}

@@ -49,7 +49,7 @@ const (
 
 // share is how many deliveries an endpoint may have in hand now, as far as the others are concerned.
 func (r *room) share(e *control.Endpoint, now time.Time) int {
-	taken := max(r.begun.Load()*eighths/int64(r.attempts), r.held.Load()*eighths/r.bytes)
+	taken := r.taken()
 	switch {
 	case taken < crowded || e.Quick(now):
 		return math.MaxInt
@@ -57,6 +57,14 @@ func (r *room) share(e *control.Endpoint, now time.Time) int {
 		return 1
 	}
 	return 0
+}
+
+// spare reports that nothing else is short of room.
+func (r *room) spare() bool { return r.taken() < crowded }
+
+// taken is how much of the bounds is, in eighths.
+func (r *room) taken() int64 {
+	return max(r.begun.Load()*eighths/int64(r.attempts), r.held.Load()*eighths/r.bytes)
 }
 
 // over reports that the bytes are used up.

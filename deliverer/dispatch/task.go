@@ -27,6 +27,8 @@ type task struct {
 	draining atomic.Bool
 	// breakers and oldest (due, Unix ms) are for the metrics.
 	breakers, oldest atomic.Int64
+	// replays counts them by status, as replayStatuses.
+	replays [len(replayStatuses)]atomic.Int64
 
 	// mu is held during the runtime's calls, and by attempts as they end; not while a transaction is committed, so that
 	// endpoints go on meanwhile. It guards all below.
@@ -78,6 +80,9 @@ type task struct {
 	archived  map[string]found
 	// Of the open transaction: commands that it brought, and ended.
 	brought, ended []*kept
+	lifted         []*flight    // taken by replays, to be sent once that is durable
+	behind         []*replaying // changed and not written
+	told           []func()     // what the log and the metrics say of replays once it is durable
 
 	changed []string // endpoints, since the last Advance
 	flying  int      // attempts begun and not ended
@@ -174,7 +179,10 @@ func (t *task) Advance(tx *stream.Tx, now time.Time) error {
 		if err := t.putBack(tx); err != nil {
 			return err
 		}
-		return t.writeHealth(tx)
+		if err := t.writeHealth(tx); err != nil {
+			return err
+		}
+		return t.writeReplays(tx, now)
 	}
 	if err := t.admitHeld(tx, now); err != nil {
 		return err
@@ -189,6 +197,9 @@ func (t *task) Advance(tx *stream.Tx, now time.Time) error {
 		return err
 	}
 	if err := t.writeHealth(tx); err != nil {
+		return err
+	}
+	if err := t.writeReplays(tx, now); err != nil {
 		return err
 	}
 	t.sweep(now)
@@ -271,6 +282,9 @@ func (t *task) Settled(committed bool) {
 	clear(t.handed)
 	clear(t.aside)
 	clear(t.answered)
+	clear(t.lifted)
+	clear(t.told)
+	t.lifted, t.told = t.lifted[:0], t.told[:0]
 	t.taken, t.marked, t.handed, t.aside, t.answered = t.taken[:0], t.marked[:0], t.handed[:0], t.aside[:0], t.answered[:0]
 	if len(t.agenda) > 0 {
 		t.part.WakeAt(t.agenda[0].wake)
@@ -283,6 +297,9 @@ func (t *task) committed(now time.Time) {
 		t.report(f)
 		t.release(f)
 		t.touch(f.ep, now)
+		if r := f.ep.replay(f.replay); f.taken && !f.landed && r != nil {
+			r.left = true
+		}
 		if !f.due.IsZero() {
 			t.waits(f.ep, f.due, now)
 		}
@@ -292,6 +309,14 @@ func (t *task) committed(now time.Time) {
 		f.ep.marking--
 		f.ep.enqueue(f)
 		t.touch(f.ep, now)
+	}
+	for _, f := range t.lifted {
+		f.ready = now
+		f.ep.spare = append(f.ep.spare, f)
+		t.touch(f.ep, now)
+	}
+	for _, tell := range t.told {
+		tell()
 	}
 }
 
@@ -306,6 +331,10 @@ func (t *task) aborted() {
 		}
 		t.release(f)
 	}
+	for _, f := range t.lifted {
+		t.release(f)
+	}
+	t.behind = nil
 	for _, f := range t.handed {
 		f.handed = false
 		switch {
@@ -369,6 +398,11 @@ func (t *task) Close() {
 		t.drop(r.load)
 	}
 	t.held = nil
+	for _, e := range t.endpoints {
+		for _, r := range e.replays {
+			t.dropPage(r)
+		}
+	}
 }
 
 var _ stream.Task = (*task)(nil)

@@ -11,6 +11,9 @@ import (
 // findWaiting learns for which endpoints something waits, and from when.
 func (t *task) findWaiting(tx *stream.Tx, now time.Time) error {
 	t.found = true
+	if err := t.findReplays(tx, now); err != nil {
+		return err
+	}
 	return schedule.Heads(tx, func(id string, due time.Time) {
 		t.waits(t.endpoint(id, "", now), due, now)
 	})
@@ -40,7 +43,7 @@ func (t *task) visit(tx *stream.Tx, e *endpoint, now time.Time) error {
 		if !e.head.IsZero() {
 			t.touch(e, e.head)
 		}
-		return nil
+		return t.goOn(tx, e, now)
 	}
 	share := t.d.room.share(e.control, now)
 	if t.d.room.over() {
@@ -109,8 +112,8 @@ func (t *task) visitClosed(tx *stream.Tx, e *endpoint, m mode, now time.Time) er
 			return err
 		}
 	}
-	if m == paused || e.head.IsZero() {
-		return nil
+	if err := t.closeReplays(tx, e, m, now); err != nil || m == paused || e.head.IsZero() {
+		return err
 	}
 	if e.overdue(now) {
 		reason := reasonDisabled
@@ -296,6 +299,7 @@ func (t *task) putBack(tx *stream.Tx) error {
 				return err
 			}
 		}
+		t.putDownSpare(e)
 		queue := e.queue
 		e.queue = nil
 		for _, f := range queue {
@@ -324,12 +328,12 @@ func (t *task) spill(tx *stream.Tx, f *flight, reason webhooksv1.WaitingReason, 
 	return t.beginWaiting(tx, f, s)
 }
 
-// beginWaiting writes payload and state of a delivery that was on the input until now. Its record there is done.
+// beginWaiting writes payload and state of a delivery that was on the input, or in the hand of a replay, until now.
 func (t *task) beginWaiting(tx *stream.Tx, f *flight, s *webhooksv1.WaitingState) error {
 	if err := t.putWaiting(tx, f, s); err != nil {
 		return err
 	}
-	tx.Finish(f.pending, f.unit)
+	t.leaveSource(tx, f)
 	f.due = time.UnixMilli(s.GetDueUnixMs())
 	return nil
 }

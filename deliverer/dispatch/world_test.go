@@ -39,6 +39,7 @@ type world struct {
 	endpoints *table
 	receiver  *receiver
 	archive   *record
+	ranges    *ranges
 	registry  *prometheus.Registry
 	workers   int
 }
@@ -63,14 +64,18 @@ func newWorld(t streamtest.TB, change func(*config)) *world {
 	w.workers = cfg.InFlight
 	w.receiver = newReceiver()
 	w.archive = &record{rows: map[string]*webhooksv1.DeliveryRow{}, bodies: map[string][]byte{}}
+	w.ranges = &ranges{}
 	w.d, err = dispatch.NewBounded(cfg.Config, cfg.InFlight, cfg.Bytes, dispatch.Deps{
 		Sender:    w.receiver,
 		Guard:     netguard.New(netguard.Policy{AllowCIDRs: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}}),
 		Secrets:   ring,
 		Endpoints: w.endpoints,
-		Archive:   w.archive,
-		Log:       slog.New(slog.NewTextHandler(io.Discard, nil)),
-		Registry:  w.registry,
+		Archive: struct {
+			*record
+			*ranges
+		}{w.archive, w.ranges},
+		Log:      slog.New(slog.NewTextHandler(io.Discard, nil)),
+		Registry: w.registry,
 	})
 	require.NoError(t, err)
 	w.Harness = streamtest.New(t, w.d.Spec())
@@ -289,7 +294,7 @@ func (w *world) quiet() {
 	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(100 * time.Microsecond) {
 		begun, queued := w.d.InFlight()
 		held := w.receiver.holding()
-		if begun == held+queued && (queued == 0 || held == w.workers) && w.d.Searching() == w.archive.holding() {
+		if begun == held+queued && (queued == 0 || held == w.workers) && w.d.Searching() == w.archive.holding() && w.d.Reading() == 0 {
 			return
 		}
 		require.True(w.t, time.Now().Before(deadline), "attempts do not end: %d begun, %d of them queued, %d held", begun, queued, held)

@@ -49,6 +49,10 @@ func ownerOf(cmd *webhooksv1.Command) (to otherOwner, ok bool) {
 		return otherOwner{schemas.Deliveries, action.TestEndpoint.GetEndpointId()}, true
 	case *webhooksv1.Command_CancelDelivery:
 		return otherOwner{schemas.Deliveries, action.CancelDelivery.GetEndpointId()}, true
+	case *webhooksv1.Command_StartReplay:
+		return otherOwner{schemas.Deliveries, action.StartReplay.GetReplay().GetEndpointId()}, true
+	case *webhooksv1.Command_ChangeReplay:
+		return otherOwner{schemas.Deliveries, action.ChangeReplay.GetEndpointId()}, true
 	}
 	return otherOwner{}, false
 }

@@ -212,6 +212,8 @@ func TestACommandOnDeliveriesIsHandedOnAndConcluded(t *testing.T) {
 	retry := &webhooksv1.Command_RetryDelivery{RetryDelivery: &webhooksv1.RetryDelivery{DeliveryId: dlv, EndpointId: ep}}
 	test := &webhooksv1.Command_TestEndpoint{TestEndpoint: &webhooksv1.TestEndpoint{EndpointId: ep}}
 	cancel := &webhooksv1.Command_CancelDelivery{CancelDelivery: &webhooksv1.CancelDelivery{DeliveryId: dlv, EndpointId: ep}}
+	replay := &webhooksv1.Command_StartReplay{StartReplay: &webhooksv1.StartReplay{Replay: &webhooksv1.Replay{EndpointId: ep}}}
+	pause := &webhooksv1.Command_ChangeReplay{ChangeReplay: &webhooksv1.ChangeReplay{EndpointId: ep, Status: schemas.ReplayPaused}}
 	guarded := func(set func(*webhooksv1.Command)) *webhooksv1.Command {
 		cmd := &webhooksv1.Command{
 			Id: id.New(id.Command), OrganizationId: org,
@@ -224,6 +226,8 @@ func TestACommandOnDeliveriesIsHandedOnAndConcluded(t *testing.T) {
 		"retry":  func(cmd *webhooksv1.Command) { cmd.Action = retry },
 		"test":   func(cmd *webhooksv1.Command) { cmd.Action = test },
 		"cancel": func(cmd *webhooksv1.Command) { cmd.Action = cancel },
+		"replay": func(cmd *webhooksv1.Command) { cmd.Action = replay },
+		"pause":  func(cmd *webhooksv1.Command) { cmd.Action = pause },
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := newRig(t)

@@ -55,6 +55,8 @@ type Command struct {
 	//	*Command_RetryDelivery
 	//	*Command_TestEndpoint
 	//	*Command_CancelDelivery
+	//	*Command_StartReplay
+	//	*Command_ChangeReplay
 	Action        isCommand_Action `protobuf_oneof:"action"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -292,6 +294,24 @@ func (x *Command) GetCancelDelivery() *CancelDelivery {
 	return nil
 }
 
+func (x *Command) GetStartReplay() *StartReplay {
+	if x != nil {
+		if x, ok := x.Action.(*Command_StartReplay); ok {
+			return x.StartReplay
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetChangeReplay() *ChangeReplay {
+	if x != nil {
+		if x, ok := x.Action.(*Command_ChangeReplay); ok {
+			return x.ChangeReplay
+		}
+	}
+	return nil
+}
+
 type isCommand_Action interface {
 	isCommand_Action()
 }
@@ -364,6 +384,14 @@ type Command_CancelDelivery struct {
 	CancelDelivery *CancelDelivery `protobuf:"bytes,42,opt,name=cancel_delivery,json=cancelDelivery,proto3,oneof"`
 }
 
+type Command_StartReplay struct {
+	StartReplay *StartReplay `protobuf:"bytes,43,opt,name=start_replay,json=startReplay,proto3,oneof"`
+}
+
+type Command_ChangeReplay struct {
+	ChangeReplay *ChangeReplay `protobuf:"bytes,44,opt,name=change_replay,json=changeReplay,proto3,oneof"`
+}
+
 func (*Command_CreateEndpoint) isCommand_Action() {}
 
 func (*Command_UpdateEndpoint) isCommand_Action() {}
@@ -397,6 +425,10 @@ func (*Command_RetryDelivery) isCommand_Action() {}
 func (*Command_TestEndpoint) isCommand_Action() {}
 
 func (*Command_CancelDelivery) isCommand_Action() {}
+
+func (*Command_StartReplay) isCommand_Action() {}
+
+func (*Command_ChangeReplay) isCommand_Action() {}
 
 // Precondition is what the resource must be when its owner comes to the command; else the owner refuses it. One without a
 // version, and not any, is never met: the request named what no version of ours can be.
@@ -1677,6 +1709,114 @@ func (x *CancelDelivery) GetEndpointId() string {
 	return ""
 }
 
+// StartReplay carries the request as asked for: the replay is as the edge made it.
+type StartReplay struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Replay        *Replay                `protobuf:"bytes,1,opt,name=replay,proto3" json:"replay,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StartReplay) Reset() {
+	*x = StartReplay{}
+	mi := &file_webhooks_v1_command_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StartReplay) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StartReplay) ProtoMessage() {}
+
+func (x *StartReplay) ProtoReflect() protoreflect.Message {
+	mi := &file_webhooks_v1_command_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StartReplay.ProtoReflect.Descriptor instead.
+func (*StartReplay) Descriptor() ([]byte, []int) {
+	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *StartReplay) GetReplay() *Replay {
+	if x != nil {
+		return x.Replay
+	}
+	return nil
+}
+
+// ChangeReplay pauses a replay, resumes it or cancels it.
+type ChangeReplay struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	ReplayId string                 `protobuf:"bytes,1,opt,name=replay_id,json=replayId,proto3" json:"replay_id,omitempty"`
+	// Whose replay it is: its owner carries the command out.
+	EndpointId string `protobuf:"bytes,2,opt,name=endpoint_id,json=endpointId,proto3" json:"endpoint_id,omitempty"`
+	// "paused", "running" or "canceled".
+	Status        string `protobuf:"bytes,3,opt,name=status,proto3" json:"status,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ChangeReplay) Reset() {
+	*x = ChangeReplay{}
+	mi := &file_webhooks_v1_command_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ChangeReplay) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ChangeReplay) ProtoMessage() {}
+
+func (x *ChangeReplay) ProtoReflect() protoreflect.Message {
+	mi := &file_webhooks_v1_command_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ChangeReplay.ProtoReflect.Descriptor instead.
+func (*ChangeReplay) Descriptor() ([]byte, []int) {
+	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *ChangeReplay) GetReplayId() string {
+	if x != nil {
+		return x.ReplayId
+	}
+	return ""
+}
+
+func (x *ChangeReplay) GetEndpointId() string {
+	if x != nil {
+		return x.EndpointId
+	}
+	return ""
+}
+
+func (x *ChangeReplay) GetStatus() string {
+	if x != nil {
+		return x.Status
+	}
+	return ""
+}
+
 // ConcludeCommand tells the organization's owner what came of a command with an Idempotency-Key that it handed to another
 // owner; it remembers the outcome and writes it to `command-outcomes`.
 type ConcludeCommand struct {
@@ -1690,7 +1830,7 @@ type ConcludeCommand struct {
 
 func (x *ConcludeCommand) Reset() {
 	*x = ConcludeCommand{}
-	mi := &file_webhooks_v1_command_proto_msgTypes[20]
+	mi := &file_webhooks_v1_command_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1702,7 +1842,7 @@ func (x *ConcludeCommand) String() string {
 func (*ConcludeCommand) ProtoMessage() {}
 
 func (x *ConcludeCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_command_proto_msgTypes[20]
+	mi := &file_webhooks_v1_command_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1715,7 +1855,7 @@ func (x *ConcludeCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConcludeCommand.ProtoReflect.Descriptor instead.
 func (*ConcludeCommand) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{20}
+	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ConcludeCommand) GetKeyHash() []byte {
@@ -1747,7 +1887,7 @@ type RememberedCommand struct {
 
 func (x *RememberedCommand) Reset() {
 	*x = RememberedCommand{}
-	mi := &file_webhooks_v1_command_proto_msgTypes[21]
+	mi := &file_webhooks_v1_command_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1759,7 +1899,7 @@ func (x *RememberedCommand) String() string {
 func (*RememberedCommand) ProtoMessage() {}
 
 func (x *RememberedCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_command_proto_msgTypes[21]
+	mi := &file_webhooks_v1_command_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1772,7 +1912,7 @@ func (x *RememberedCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RememberedCommand.ProtoReflect.Descriptor instead.
 func (*RememberedCommand) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{21}
+	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *RememberedCommand) GetCommandId() string {
@@ -1815,6 +1955,7 @@ type CommandOutcome struct {
 	//	*CommandOutcome_Deleted
 	//	*CommandOutcome_Refusal
 	//	*CommandOutcome_Delivery
+	//	*CommandOutcome_Replay
 	Result isCommandOutcome_Result `protobuf_oneof:"result"`
 	// The command was not carried out: this came of an earlier one with the same Idempotency-Key.
 	Replayed      bool `protobuf:"varint,6,opt,name=replayed,proto3" json:"replayed,omitempty"`
@@ -1824,7 +1965,7 @@ type CommandOutcome struct {
 
 func (x *CommandOutcome) Reset() {
 	*x = CommandOutcome{}
-	mi := &file_webhooks_v1_command_proto_msgTypes[22]
+	mi := &file_webhooks_v1_command_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1836,7 +1977,7 @@ func (x *CommandOutcome) String() string {
 func (*CommandOutcome) ProtoMessage() {}
 
 func (x *CommandOutcome) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_command_proto_msgTypes[22]
+	mi := &file_webhooks_v1_command_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1849,7 +1990,7 @@ func (x *CommandOutcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommandOutcome.ProtoReflect.Descriptor instead.
 func (*CommandOutcome) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{22}
+	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *CommandOutcome) GetCommandId() string {
@@ -1911,6 +2052,15 @@ func (x *CommandOutcome) GetDelivery() *Delivery {
 	return nil
 }
 
+func (x *CommandOutcome) GetReplay() *Replay {
+	if x != nil {
+		if x, ok := x.Result.(*CommandOutcome_Replay); ok {
+			return x.Replay
+		}
+	}
+	return nil
+}
+
 func (x *CommandOutcome) GetReplayed() bool {
 	if x != nil {
 		return x.Replayed
@@ -1942,6 +2092,10 @@ type CommandOutcome_Delivery struct {
 	Delivery *Delivery `protobuf:"bytes,10,opt,name=delivery,proto3,oneof"`
 }
 
+type CommandOutcome_Replay struct {
+	Replay *Replay `protobuf:"bytes,11,opt,name=replay,proto3,oneof"`
+}
+
 func (*CommandOutcome_Endpoint) isCommandOutcome_Result() {}
 
 func (*CommandOutcome_Connection) isCommandOutcome_Result() {}
@@ -1952,6 +2106,8 @@ func (*CommandOutcome_Refusal) isCommandOutcome_Result() {}
 
 func (*CommandOutcome_Delivery) isCommandOutcome_Result() {}
 
+func (*CommandOutcome_Replay) isCommandOutcome_Result() {}
+
 type Deleted struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -1960,7 +2116,7 @@ type Deleted struct {
 
 func (x *Deleted) Reset() {
 	*x = Deleted{}
-	mi := &file_webhooks_v1_command_proto_msgTypes[23]
+	mi := &file_webhooks_v1_command_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1972,7 +2128,7 @@ func (x *Deleted) String() string {
 func (*Deleted) ProtoMessage() {}
 
 func (x *Deleted) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_command_proto_msgTypes[23]
+	mi := &file_webhooks_v1_command_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1985,7 +2141,7 @@ func (x *Deleted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Deleted.ProtoReflect.Descriptor instead.
 func (*Deleted) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{23}
+	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{25}
 }
 
 // Delivery is what the API shows of a delivery.
@@ -2010,7 +2166,7 @@ type Delivery struct {
 
 func (x *Delivery) Reset() {
 	*x = Delivery{}
-	mi := &file_webhooks_v1_command_proto_msgTypes[24]
+	mi := &file_webhooks_v1_command_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2022,7 +2178,7 @@ func (x *Delivery) String() string {
 func (*Delivery) ProtoMessage() {}
 
 func (x *Delivery) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_command_proto_msgTypes[24]
+	mi := &file_webhooks_v1_command_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2035,7 +2191,7 @@ func (x *Delivery) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Delivery.ProtoReflect.Descriptor instead.
 func (*Delivery) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{24}
+	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Delivery) GetId() string {
@@ -2142,7 +2298,7 @@ type Refusal struct {
 
 func (x *Refusal) Reset() {
 	*x = Refusal{}
-	mi := &file_webhooks_v1_command_proto_msgTypes[25]
+	mi := &file_webhooks_v1_command_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2154,7 +2310,7 @@ func (x *Refusal) String() string {
 func (*Refusal) ProtoMessage() {}
 
 func (x *Refusal) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_command_proto_msgTypes[25]
+	mi := &file_webhooks_v1_command_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2167,7 +2323,7 @@ func (x *Refusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refusal.ProtoReflect.Descriptor instead.
 func (*Refusal) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{25}
+	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Refusal) GetStatus() uint32 {
@@ -2209,7 +2365,7 @@ type FieldError struct {
 
 func (x *FieldError) Reset() {
 	*x = FieldError{}
-	mi := &file_webhooks_v1_command_proto_msgTypes[26]
+	mi := &file_webhooks_v1_command_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2221,7 +2377,7 @@ func (x *FieldError) String() string {
 func (*FieldError) ProtoMessage() {}
 
 func (x *FieldError) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_command_proto_msgTypes[26]
+	mi := &file_webhooks_v1_command_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2234,7 +2390,7 @@ func (x *FieldError) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FieldError.ProtoReflect.Descriptor instead.
 func (*FieldError) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{26}
+	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *FieldError) GetPointer() string {
@@ -2255,7 +2411,7 @@ var File_webhooks_v1_command_proto protoreflect.FileDescriptor
 
 const file_webhooks_v1_command_proto_rawDesc = "" +
 	"\n" +
-	"\x19webhooks/v1/command.proto\x12\vwebhooks.v1\x1a\x19webhooks/v1/billing.proto\x1a\x1cwebhooks/v1/connection.proto\x1a\x1awebhooks/v1/endpoint.proto\"\xeb\v\n" +
+	"\x19webhooks/v1/command.proto\x12\vwebhooks.v1\x1a\x19webhooks/v1/billing.proto\x1a\x1cwebhooks/v1/connection.proto\x1a\x1awebhooks/v1/endpoint.proto\x1a\x18webhooks/v1/replay.proto\"\xec\f\n" +
 	"\aCommand\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12'\n" +
 	"\x0forganization_id\x18\x02 \x01(\tR\x0eorganizationId\x12\x15\n" +
@@ -2280,7 +2436,9 @@ const file_webhooks_v1_command_proto_rawDesc = "" +
 	"\x12adopt_subscription\x18$ \x01(\v2\x1e.webhooks.v1.AdoptSubscriptionH\x00R\x11adoptSubscription\x12C\n" +
 	"\x0eretry_delivery\x18( \x01(\v2\x1a.webhooks.v1.RetryDeliveryH\x00R\rretryDelivery\x12@\n" +
 	"\rtest_endpoint\x18) \x01(\v2\x19.webhooks.v1.TestEndpointH\x00R\ftestEndpoint\x12F\n" +
-	"\x0fcancel_delivery\x18* \x01(\v2\x1b.webhooks.v1.CancelDeliveryH\x00R\x0ecancelDeliveryB\b\n" +
+	"\x0fcancel_delivery\x18* \x01(\v2\x1b.webhooks.v1.CancelDeliveryH\x00R\x0ecancelDelivery\x12=\n" +
+	"\fstart_replay\x18+ \x01(\v2\x18.webhooks.v1.StartReplayH\x00R\vstartReplay\x12@\n" +
+	"\rchange_replay\x18, \x01(\v2\x19.webhooks.v1.ChangeReplayH\x00R\fchangeReplayB\b\n" +
 	"\x06action\"<\n" +
 	"\fPrecondition\x12\x10\n" +
 	"\x03any\x18\x01 \x01(\bR\x03any\x12\x1a\n" +
@@ -2390,7 +2548,14 @@ const file_webhooks_v1_command_proto_rawDesc = "" +
 	"\vdelivery_id\x18\x01 \x01(\tR\n" +
 	"deliveryId\x12\x1f\n" +
 	"\vendpoint_id\x18\x02 \x01(\tR\n" +
-	"endpointId\"c\n" +
+	"endpointId\":\n" +
+	"\vStartReplay\x12+\n" +
+	"\x06replay\x18\x01 \x01(\v2\x13.webhooks.v1.ReplayR\x06replay\"d\n" +
+	"\fChangeReplay\x12\x1b\n" +
+	"\treplay_id\x18\x01 \x01(\tR\breplayId\x12\x1f\n" +
+	"\vendpoint_id\x18\x02 \x01(\tR\n" +
+	"endpointId\x12\x16\n" +
+	"\x06status\x18\x03 \x01(\tR\x06status\"c\n" +
 	"\x0fConcludeCommand\x12\x19\n" +
 	"\bkey_hash\x18\x01 \x01(\fR\akeyHash\x125\n" +
 	"\aoutcome\x18\x02 \x01(\v2\x1b.webhooks.v1.CommandOutcomeR\aoutcome\"\xb3\x01\n" +
@@ -2399,7 +2564,7 @@ const file_webhooks_v1_command_proto_rawDesc = "" +
 	"command_id\x18\x01 \x01(\tR\tcommandId\x12 \n" +
 	"\vfingerprint\x18\x02 \x01(\fR\vfingerprint\x12&\n" +
 	"\x0fexpires_unix_ms\x18\x03 \x01(\x03R\rexpiresUnixMs\x125\n" +
-	"\aoutcome\x18\x04 \x01(\v2\x1b.webhooks.v1.CommandOutcomeR\aoutcome\"\xde\x02\n" +
+	"\aoutcome\x18\x04 \x01(\v2\x1b.webhooks.v1.CommandOutcomeR\aoutcome\"\x8d\x03\n" +
 	"\x0eCommandOutcome\x12\x1d\n" +
 	"\n" +
 	"command_id\x18\x01 \x01(\tR\tcommandId\x123\n" +
@@ -2410,7 +2575,8 @@ const file_webhooks_v1_command_proto_rawDesc = "" +
 	"\adeleted\x18\x04 \x01(\v2\x14.webhooks.v1.DeletedH\x00R\adeleted\x120\n" +
 	"\arefusal\x18\x05 \x01(\v2\x14.webhooks.v1.RefusalH\x00R\arefusal\x123\n" +
 	"\bdelivery\x18\n" +
-	" \x01(\v2\x15.webhooks.v1.DeliveryH\x00R\bdelivery\x12\x1a\n" +
+	" \x01(\v2\x15.webhooks.v1.DeliveryH\x00R\bdelivery\x12-\n" +
+	"\x06replay\x18\v \x01(\v2\x13.webhooks.v1.ReplayH\x00R\x06replay\x12\x1a\n" +
 	"\breplayed\x18\x06 \x01(\bR\breplayedB\b\n" +
 	"\x06result\"\t\n" +
 	"\aDeleted\"\xa1\x03\n" +
@@ -2453,7 +2619,7 @@ func file_webhooks_v1_command_proto_rawDescGZIP() []byte {
 	return file_webhooks_v1_command_proto_rawDescData
 }
 
-var file_webhooks_v1_command_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
+var file_webhooks_v1_command_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
 var file_webhooks_v1_command_proto_goTypes = []any{
 	(*Command)(nil),              // 0: webhooks.v1.Command
 	(*Precondition)(nil),         // 1: webhooks.v1.Precondition
@@ -2475,19 +2641,22 @@ var file_webhooks_v1_command_proto_goTypes = []any{
 	(*RetryDelivery)(nil),        // 17: webhooks.v1.RetryDelivery
 	(*TestEndpoint)(nil),         // 18: webhooks.v1.TestEndpoint
 	(*CancelDelivery)(nil),       // 19: webhooks.v1.CancelDelivery
-	(*ConcludeCommand)(nil),      // 20: webhooks.v1.ConcludeCommand
-	(*RememberedCommand)(nil),    // 21: webhooks.v1.RememberedCommand
-	(*CommandOutcome)(nil),       // 22: webhooks.v1.CommandOutcome
-	(*Deleted)(nil),              // 23: webhooks.v1.Deleted
-	(*Delivery)(nil),             // 24: webhooks.v1.Delivery
-	(*Refusal)(nil),              // 25: webhooks.v1.Refusal
-	(*FieldError)(nil),           // 26: webhooks.v1.FieldError
-	(*Endpoint)(nil),             // 27: webhooks.v1.Endpoint
-	(*SigningSecret)(nil),        // 28: webhooks.v1.SigningSecret
-	(*Connection)(nil),           // 29: webhooks.v1.Connection
-	(*Subscription)(nil),         // 30: webhooks.v1.Subscription
-	(*FailedInvoice)(nil),        // 31: webhooks.v1.FailedInvoice
-	(*SubscriptionPosition)(nil), // 32: webhooks.v1.SubscriptionPosition
+	(*StartReplay)(nil),          // 20: webhooks.v1.StartReplay
+	(*ChangeReplay)(nil),         // 21: webhooks.v1.ChangeReplay
+	(*ConcludeCommand)(nil),      // 22: webhooks.v1.ConcludeCommand
+	(*RememberedCommand)(nil),    // 23: webhooks.v1.RememberedCommand
+	(*CommandOutcome)(nil),       // 24: webhooks.v1.CommandOutcome
+	(*Deleted)(nil),              // 25: webhooks.v1.Deleted
+	(*Delivery)(nil),             // 26: webhooks.v1.Delivery
+	(*Refusal)(nil),              // 27: webhooks.v1.Refusal
+	(*FieldError)(nil),           // 28: webhooks.v1.FieldError
+	(*Endpoint)(nil),             // 29: webhooks.v1.Endpoint
+	(*SigningSecret)(nil),        // 30: webhooks.v1.SigningSecret
+	(*Connection)(nil),           // 31: webhooks.v1.Connection
+	(*Subscription)(nil),         // 32: webhooks.v1.Subscription
+	(*FailedInvoice)(nil),        // 33: webhooks.v1.FailedInvoice
+	(*SubscriptionPosition)(nil), // 34: webhooks.v1.SubscriptionPosition
+	(*Replay)(nil),               // 35: webhooks.v1.Replay
 }
 var file_webhooks_v1_command_proto_depIdxs = []int32{
 	1,  // 0: webhooks.v1.Command.precondition:type_name -> webhooks.v1.Precondition
@@ -2501,7 +2670,7 @@ var file_webhooks_v1_command_proto_depIdxs = []int32{
 	10, // 8: webhooks.v1.Command.delete_connection:type_name -> webhooks.v1.DeleteConnection
 	11, // 9: webhooks.v1.Command.release_account:type_name -> webhooks.v1.ReleaseAccount
 	12, // 10: webhooks.v1.Command.adopt_account:type_name -> webhooks.v1.AdoptAccount
-	20, // 11: webhooks.v1.Command.conclude_command:type_name -> webhooks.v1.ConcludeCommand
+	22, // 11: webhooks.v1.Command.conclude_command:type_name -> webhooks.v1.ConcludeCommand
 	13, // 12: webhooks.v1.Command.remember_events:type_name -> webhooks.v1.RememberEvents
 	14, // 13: webhooks.v1.Command.account_adopted:type_name -> webhooks.v1.AccountAdopted
 	15, // 14: webhooks.v1.Command.release_subscription:type_name -> webhooks.v1.ReleaseSubscription
@@ -2509,29 +2678,33 @@ var file_webhooks_v1_command_proto_depIdxs = []int32{
 	17, // 16: webhooks.v1.Command.retry_delivery:type_name -> webhooks.v1.RetryDelivery
 	18, // 17: webhooks.v1.Command.test_endpoint:type_name -> webhooks.v1.TestEndpoint
 	19, // 18: webhooks.v1.Command.cancel_delivery:type_name -> webhooks.v1.CancelDelivery
-	27, // 19: webhooks.v1.CreateEndpoint.endpoint:type_name -> webhooks.v1.Endpoint
-	5,  // 20: webhooks.v1.UpdateEndpoint.headers:type_name -> webhooks.v1.SealedHeaders
-	28, // 21: webhooks.v1.UpdateEndpoint.secret:type_name -> webhooks.v1.SigningSecret
-	28, // 22: webhooks.v1.UpdateEndpoint.private_key:type_name -> webhooks.v1.SigningSecret
-	28, // 23: webhooks.v1.RotateSecret.secret:type_name -> webhooks.v1.SigningSecret
-	29, // 24: webhooks.v1.CreateConnection.connection:type_name -> webhooks.v1.Connection
-	30, // 25: webhooks.v1.AdoptAccount.subscriptions:type_name -> webhooks.v1.Subscription
-	31, // 26: webhooks.v1.AdoptAccount.failed_invoices:type_name -> webhooks.v1.FailedInvoice
-	32, // 27: webhooks.v1.ReleaseSubscription.position:type_name -> webhooks.v1.SubscriptionPosition
-	30, // 28: webhooks.v1.AdoptSubscription.subscription:type_name -> webhooks.v1.Subscription
-	22, // 29: webhooks.v1.ConcludeCommand.outcome:type_name -> webhooks.v1.CommandOutcome
-	22, // 30: webhooks.v1.RememberedCommand.outcome:type_name -> webhooks.v1.CommandOutcome
-	27, // 31: webhooks.v1.CommandOutcome.endpoint:type_name -> webhooks.v1.Endpoint
-	29, // 32: webhooks.v1.CommandOutcome.connection:type_name -> webhooks.v1.Connection
-	23, // 33: webhooks.v1.CommandOutcome.deleted:type_name -> webhooks.v1.Deleted
-	25, // 34: webhooks.v1.CommandOutcome.refusal:type_name -> webhooks.v1.Refusal
-	24, // 35: webhooks.v1.CommandOutcome.delivery:type_name -> webhooks.v1.Delivery
-	26, // 36: webhooks.v1.Refusal.errors:type_name -> webhooks.v1.FieldError
-	37, // [37:37] is the sub-list for method output_type
-	37, // [37:37] is the sub-list for method input_type
-	37, // [37:37] is the sub-list for extension type_name
-	37, // [37:37] is the sub-list for extension extendee
-	0,  // [0:37] is the sub-list for field type_name
+	20, // 19: webhooks.v1.Command.start_replay:type_name -> webhooks.v1.StartReplay
+	21, // 20: webhooks.v1.Command.change_replay:type_name -> webhooks.v1.ChangeReplay
+	29, // 21: webhooks.v1.CreateEndpoint.endpoint:type_name -> webhooks.v1.Endpoint
+	5,  // 22: webhooks.v1.UpdateEndpoint.headers:type_name -> webhooks.v1.SealedHeaders
+	30, // 23: webhooks.v1.UpdateEndpoint.secret:type_name -> webhooks.v1.SigningSecret
+	30, // 24: webhooks.v1.UpdateEndpoint.private_key:type_name -> webhooks.v1.SigningSecret
+	30, // 25: webhooks.v1.RotateSecret.secret:type_name -> webhooks.v1.SigningSecret
+	31, // 26: webhooks.v1.CreateConnection.connection:type_name -> webhooks.v1.Connection
+	32, // 27: webhooks.v1.AdoptAccount.subscriptions:type_name -> webhooks.v1.Subscription
+	33, // 28: webhooks.v1.AdoptAccount.failed_invoices:type_name -> webhooks.v1.FailedInvoice
+	34, // 29: webhooks.v1.ReleaseSubscription.position:type_name -> webhooks.v1.SubscriptionPosition
+	32, // 30: webhooks.v1.AdoptSubscription.subscription:type_name -> webhooks.v1.Subscription
+	35, // 31: webhooks.v1.StartReplay.replay:type_name -> webhooks.v1.Replay
+	24, // 32: webhooks.v1.ConcludeCommand.outcome:type_name -> webhooks.v1.CommandOutcome
+	24, // 33: webhooks.v1.RememberedCommand.outcome:type_name -> webhooks.v1.CommandOutcome
+	29, // 34: webhooks.v1.CommandOutcome.endpoint:type_name -> webhooks.v1.Endpoint
+	31, // 35: webhooks.v1.CommandOutcome.connection:type_name -> webhooks.v1.Connection
+	25, // 36: webhooks.v1.CommandOutcome.deleted:type_name -> webhooks.v1.Deleted
+	27, // 37: webhooks.v1.CommandOutcome.refusal:type_name -> webhooks.v1.Refusal
+	26, // 38: webhooks.v1.CommandOutcome.delivery:type_name -> webhooks.v1.Delivery
+	35, // 39: webhooks.v1.CommandOutcome.replay:type_name -> webhooks.v1.Replay
+	28, // 40: webhooks.v1.Refusal.errors:type_name -> webhooks.v1.FieldError
+	41, // [41:41] is the sub-list for method output_type
+	41, // [41:41] is the sub-list for method input_type
+	41, // [41:41] is the sub-list for extension type_name
+	41, // [41:41] is the sub-list for extension extendee
+	0,  // [0:41] is the sub-list for field type_name
 }
 
 func init() { file_webhooks_v1_command_proto_init() }
@@ -2542,6 +2715,7 @@ func file_webhooks_v1_command_proto_init() {
 	file_webhooks_v1_billing_proto_init()
 	file_webhooks_v1_connection_proto_init()
 	file_webhooks_v1_endpoint_proto_init()
+	file_webhooks_v1_replay_proto_init()
 	file_webhooks_v1_command_proto_msgTypes[0].OneofWrappers = []any{
 		(*Command_CreateEndpoint)(nil),
 		(*Command_UpdateEndpoint)(nil),
@@ -2560,14 +2734,17 @@ func file_webhooks_v1_command_proto_init() {
 		(*Command_RetryDelivery)(nil),
 		(*Command_TestEndpoint)(nil),
 		(*Command_CancelDelivery)(nil),
+		(*Command_StartReplay)(nil),
+		(*Command_ChangeReplay)(nil),
 	}
 	file_webhooks_v1_command_proto_msgTypes[4].OneofWrappers = []any{}
-	file_webhooks_v1_command_proto_msgTypes[22].OneofWrappers = []any{
+	file_webhooks_v1_command_proto_msgTypes[24].OneofWrappers = []any{
 		(*CommandOutcome_Endpoint)(nil),
 		(*CommandOutcome_Connection)(nil),
 		(*CommandOutcome_Deleted)(nil),
 		(*CommandOutcome_Refusal)(nil),
 		(*CommandOutcome_Delivery)(nil),
+		(*CommandOutcome_Replay)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -2575,7 +2752,7 @@ func file_webhooks_v1_command_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_webhooks_v1_command_proto_rawDesc), len(file_webhooks_v1_command_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   27,
+			NumMessages:   29,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
