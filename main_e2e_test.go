@@ -42,6 +42,7 @@ func TestServicesApart(t *testing.T) {
 	t.Run("an endpoint is tested", func(t *testing.T) { testTested(t, s) })
 	t.Run("after a rotation both secrets sign", func(t *testing.T) { testRotated(t, s, sign) })
 	t.Run("the ledger closes", func(t *testing.T) { testLedger(t, s, sign) })
+	t.Run("what was missed or failed is replayed", func(t *testing.T) { testReplayed(t, s, sign) })
 	t.Run("what is refused is counted by reason", func(t *testing.T) { testRefused(t, s, sign) })
 	t.Run("a hostile body gets its answer or a dead letter", func(t *testing.T) { testHostile(t, s, sign) })
 	s.end(t)
@@ -336,6 +337,61 @@ func testLedger(t *testing.T, s *apart, sign func([]byte, string) string) {
 	require.Len(t, takes.Received(), 1)
 	require.Len(t, fails.Received(), 4)
 	require.Len(t, s.list(t, "/v1/orgs/"+org+"/events?status=unmatched"), 2)
+}
+
+// testReplayed has one event that came before there was an endpoint, and one whose delivery died; then both are replayed.
+func testReplayed(t *testing.T, s *apart, sign func([]byte, string) string) {
+	org := fmt.Sprintf("replayed-%x", time.Now().UnixNano())
+	since := time.Now().Add(-time.Minute).UTC().Format(time.RFC3339)
+	change := func(eventType string) {
+		body := stripeEvent(t, "stripe-ruby-mock/customer.subscription.created.json", eventType, org, "cus_"+org, "sub_"+org, time.Now()).body(t)
+		status, _ := s.stripe(t, body, sign(body, stripeSecret))
+		require.Equal(t, http.StatusOK, status)
+	}
+	unmatched := func(n int) func() bool {
+		return func() bool { return len(s.list(t, "/v1/orgs/"+org+"/events?status=unmatched")) == n }
+	}
+	change("customer.subscription.created")
+	testenv.Eventually(t, soon, unmatched(1), "the event that nobody wants")
+	receiver := testenv.NewReceiver(t)
+	receiver.Answer(func(testenv.Received) int { return http.StatusInternalServerError })
+	endpoint, secret := s.endpoint(t, org, receiver.URL, "subscription.updated")
+	change("customer.subscription.updated")
+	failed := receiver.Wait(t, soon, 4)[3]
+	testenv.Eventually(t, soon, unmatched(2), "the last attempt has failed, and nobody wants to know")
+	receiver.Answer(func(testenv.Received) int { return http.StatusOK })
+
+	replay := func(only string) map[string]any {
+		status, begun := s.call(t, http.MethodPost, "/v1/orgs/"+org+"/endpoints/"+endpoint+"/replay", map[string]any{"since": since, "only": only})
+		require.Equal(t, http.StatusAccepted, status, "%v", begun)
+		require.Equal(t, "running", begun["status"])
+		path := "/v1/orgs/" + org + "/replays/" + begun["id"].(string)
+		testenv.Eventually(t, soon, func() bool { return s.get(t, path)["status"] == "done" }, "the replay is done")
+		return s.get(t, path)
+	}
+	first := replay("undelivered")
+	require.EqualValues(t, []any{2.0, 2.0}, []any{first["total"], first["done"]})
+	got := receiver.Wait(t, soon, 6)[4:]
+	require.Equal(t, "created", at(got[0].Event(t), "data.change"), "in the order of acceptance")
+	for _, request := range got {
+		request.Verify(t, secret)
+		require.Equal(t, first["id"], request.Header.Get("x-betterdata-replay"))
+		require.Equal(t, "1", request.Header.Get("x-betterdata-attempt"))
+	}
+	require.Equal(t, string(failed.Body), string(got[1].Body), "the same bytes")
+	require.Equal(t, failed.Header.Get("webhook-id"), got[1].Header.Get("webhook-id"))
+	require.NotEqual(t, failed.Header.Get("x-betterdata-delivery"), got[1].Header.Get("x-betterdata-delivery"))
+
+	require.EqualValues(t, 0, replay("undelivered")["done"], "there is nothing left")
+	require.EqualValues(t, 2, replay("all")["done"])
+	require.Len(t, receiver.Wait(t, soon, 8), 8)
+	require.Len(t, s.list(t, "/v1/orgs/"+org+"/replays"), 3)
+	testenv.Eventually(t, soon, func() bool {
+		return count(t, s.rows, "(SELECT count() FROM delivery_attempts WHERE organization_id = $1 AND trigger = 'replay' AND outcome = 'success')", org) == 4
+	}, "a row for each attempt")
+	require.Equal(t, 4, count(t, s.rows, "(SELECT count() FROM deliveries FINAL WHERE organization_id = $1 AND replay_id != '' AND status = 'delivered')", org))
+	require.Equal(t, 3, count(t, s.rows, "(SELECT toUInt64(sum(accepted)) FROM ledger WHERE organization_id = $1)", org), "replays are not in the ledger")
+	require.Equal(t, 1, count(t, s.rows, "(SELECT toUInt64(sum(dead)) FROM ledger WHERE organization_id = $1)", org))
 }
 
 func testRefused(t *testing.T, s *apart, sign func([]byte, string) string) {

@@ -35,7 +35,8 @@ type owner struct {
 
 // startOwner answers every command with what decide makes of it; nil answers nothing.
 func startOwner(t testing.TB, cfg kafka.Config, decide func(*webhooksv1.Command) *webhooksv1.CommandOutcome) *owner {
-	client, err := kgo.NewClient(kgo.SeedBrokers(cfg.Brokers...), kgo.ConsumeTopics(cfg.Topic(schemas.Inbound), cfg.Topic(schemas.InboundUnrouted)))
+	client, err := kgo.NewClient(kgo.SeedBrokers(cfg.Brokers...), kgo.ConsumeTopics(
+		cfg.Topic(schemas.Inbound), cfg.Topic(schemas.InboundUnrouted), cfg.Topic(schemas.Deliveries)))
 	require.NoError(t, err)
 	o := &owner{}
 	ctx, cancel := context.WithCancel(context.Background())
@@ -91,6 +92,12 @@ func obliging(cmd *webhooksv1.Command) *webhooksv1.CommandOutcome {
 	case *webhooksv1.Command_RotateSecret:
 		return &webhooksv1.CommandOutcome{Result: &webhooksv1.CommandOutcome_Endpoint{Endpoint: &webhooksv1.Endpoint{
 			Id: a.RotateSecret.EndpointId, OrganizationId: cmd.OrganizationId, Version: 3,
+		}}}
+	case *webhooksv1.Command_StartReplay:
+		return &webhooksv1.CommandOutcome{Result: &webhooksv1.CommandOutcome_Replay{Replay: a.StartReplay.Replay}}
+	case *webhooksv1.Command_ChangeReplay:
+		return &webhooksv1.CommandOutcome{Result: &webhooksv1.CommandOutcome_Replay{Replay: &webhooksv1.Replay{
+			Id: a.ChangeReplay.ReplayId, EndpointId: a.ChangeReplay.EndpointId, Status: a.ChangeReplay.Status,
 		}}}
 	case *webhooksv1.Command_CreateConnection:
 		return &webhooksv1.CommandOutcome{Result: &webhooksv1.CommandOutcome_Connection{Connection: a.CreateConnection.Connection}}

@@ -388,7 +388,6 @@ func TestRequestsAreForwarded(t *testing.T) {
 		"/v1/orgs/o/events/evt_1":             "deliverer",
 		"/v1/orgs/o/ledger?since=x":           "deliverer",
 		"/v1/orgs/o/replays":                  "deliverer",
-		"/v1/orgs/o/endpoints/ep_1/replay":    "deliverer",
 		"/settings/webhooks":                  "deliverer",
 		"/v1/orgs/o/entitlements":             "processor",
 		"/v1/orgs/o/billing/audit":            "processor",

@@ -1,6 +1,7 @@
 package ingest
 
 import (
+	"slices"
 	"strings"
 
 	"github.com/valyala/fasthttp"
@@ -36,11 +37,11 @@ func roomOf(path string) room {
 	switch resource := parts[1]; {
 	case resource == "deliveries" && (action == "retry" || action == "cancel"):
 		return own
+	case resource == "replays" && (action == "pause" || action == "resume" || action == "cancel"):
+		return own
 	case resource == "deliveries", resource == "events", resource == "ledger", resource == "replays":
 		return deliverer
-	case resource == "endpoints" && action == "replay":
-		return deliverer
-	case resource == "endpoints" && (action == "enable" || action == "disable" || action == "rotate-secret" || action == "test"):
+	case resource == "endpoints" && slices.Contains([]string{"enable", "disable", "rotate-secret", "test", "replay"}, action):
 		return own
 	case (resource == "endpoints" || resource == "connections") && len(parts) <= 3:
 		return own

@@ -102,6 +102,8 @@ func (c *Commands) routes() {
 		disable     = endpoint + "/disable"
 		rotate      = endpoint + "/rotate-secret"
 		test        = endpoint + "/test"
+		replay      = endpoint + "/replay"
+		replays     = "/v1/orgs/{org}/replays/{id}"
 		connections = "/v1/orgs/{org}/connections"
 		connection  = connections + "/{id}"
 		delivery    = "/v1/orgs/{org}/deliveries/{id}"
@@ -113,6 +115,10 @@ func (c *Commands) routes() {
 	c.router.Handle(http.MethodPost, disable, scopeEndpoints, c.setEnabled(`{"enabled":false}`))
 	c.router.Handle(http.MethodPost, rotate, scopeEndpoints, c.rotateSecret)
 	c.router.Handle(http.MethodPost, test, scopeEndpoints, c.testEndpoint)
+	c.router.Handle(http.MethodPost, replay, scopeDeliveries, c.startReplay)
+	c.router.Handle(http.MethodPost, replays+"/pause", scopeDeliveries, c.changeReplay(schemas.ReplayPaused))
+	c.router.Handle(http.MethodPost, replays+"/resume", scopeDeliveries, c.changeReplay(schemas.ReplayRunning))
+	c.router.Handle(http.MethodPost, replays+"/cancel", scopeDeliveries, c.changeReplay(schemas.ReplayCanceled))
 	c.router.Handle(http.MethodPost, delivery+"/retry", scopeDeliveries, c.retryDelivery)
 	c.router.Handle(http.MethodPost, delivery+"/cancel", scopeDeliveries, c.cancelDelivery)
 	c.router.Handle(http.MethodPost, connections, scopeConnections, c.createConnection)
