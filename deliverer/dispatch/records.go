@@ -180,7 +180,8 @@ func (t *task) emitExhausted(tx *stream.Tx, f *flight) error {
 	now := tx.Now().UnixMilli()
 	cause := f.event.GetId()
 	tx.Emit(schemas.Events, org, (&cloudevent.Event{
-		ID: id.Derive(id.Event, schemas.TypeDeliveryExhausted, org, f.id), Type: schemas.TypeDeliveryExhausted,
+		// With the attempt's number: a delivery that is retried by hand may be exhausted again.
+		ID: id.Derive(id.Event, schemas.TypeDeliveryExhausted, org, f.id, fmt.Sprint(f.number)), Type: schemas.TypeDeliveryExhausted,
 		Source: eventSource, Subject: f.id, Organization: org, OccurredUnixMS: now, AcceptedUnixMS: now,
 		CorrelationID: cause, CausationID: cause, CauseSource: eventSource, CauseEventID: f.id, Data: data,
 	}).Record())

@@ -110,6 +110,22 @@ func TestRetryOfADeliveryThatDied(t *testing.T) {
 	require.EqualValues(t, 2, w.Watermark())
 }
 
+// The events that tell of it are two: receivers drop an id that they know.
+func TestADeliveryIsExhaustedAgain(t *testing.T) {
+	w := newWorld(t, nil)
+	ep := w.endpoint("a", nil)
+	w.receiver.answer(500)
+	out := w.settle(w.Process(w.event("e1", ep)))
+	out = append(out, w.pass(5*time.Second)...)
+	out = append(out, w.pass(time.Minute)...)
+	out = append(out, w.settle(w.Process(w.retry("e1", ep)))...)
+	out = append(out, w.pass(5*time.Second)...)
+	out = append(out, w.pass(time.Minute)...)
+	told := out.Topic(schemas.Events)
+	require.Len(t, told, 2)
+	require.NotEqual(t, header(told[0], schemas.HeaderID), header(told[1], schemas.HeaderID))
+}
+
 func TestARetryThatFailsGoesOnByTheSchedule(t *testing.T) {
 	w := newWorld(t, nil)
 	ep := w.endpoint("a", nil)

@@ -93,7 +93,7 @@ func TestExhausted(t *testing.T) {
 	events := out.Topic(schemas.Events)
 	require.Len(t, events, 1)
 	require.Equal(t, "delivery.exhausted", header(events[0], schemas.HeaderType))
-	require.Equal(t, id.Derive(id.Event, "delivery.exhausted", org, dlv("e1", ep)), header(events[0], schemas.HeaderID))
+	require.Equal(t, id.Derive(id.Event, "delivery.exhausted", org, dlv("e1", ep), "3"), header(events[0], schemas.HeaderID))
 	require.Empty(t, header(events[0], schemas.HeaderEndpointSet))
 	var data map[string]any
 	require.NoError(t, json.Unmarshal(events[0].Value, &data))
