@@ -414,7 +414,12 @@ func TestCanceledReplayEndsWhatAnEarlierOwnerMayHaveSent(t *testing.T) {
 	out := w.settle(w.Redeliver())
 	out = append(out, w.pass(time.Minute)...)
 	require.Equal(t, "canceled", w.replay(1).Status)
-	require.Empty(t, attempts(t, out))
+	rows := attempts(t, out)
+	require.Len(t, rows, len(deliveries(t, out)), "what may have gone out has its row")
+	for _, row := range rows {
+		require.True(t, row.MaybeRepeated)
+		require.Equal(t, "reset", row.ErrorClass)
+	}
 	ended := deliveries(t, out)
 	require.NotEmpty(t, ended)
 	for _, row := range ended {

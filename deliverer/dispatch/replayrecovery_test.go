@@ -99,7 +99,7 @@ func TestEventsThatTheRecordHasNoMore(t *testing.T) {
 	w.receiver.releaseAll()
 	w.ranges.set(func() { w.ranges.events = w.ranges.events[1:] })
 	out := w.settle(w.Redeliver())
-	require.Len(t, attempts(t, out), 5)
+	require.Len(t, attempts(t, out), 6)
 	letters := dead(t, out)
 	require.Len(t, letters, 1, "it may have been sent: its delivery ends")
 	require.Equal(t, "canceled", letters[0].Delivery.Reason)
