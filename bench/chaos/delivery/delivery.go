@@ -157,7 +157,7 @@ func (r *run) fight(ctx context.Context) error {
 	if err := r.await(ctx, "everything to end", r.watch.left); err != nil {
 		return err
 	}
-	r.report.Drained, r.report.Stall = time.Since(ended), r.watch.stall
+	r.report.Drained, r.report.Stall = time.Since(ended), r.watch.longestStall()
 	if err := r.await(ctx, "every instance to be a member again", r.assembled); err != nil {
 		return err
 	}

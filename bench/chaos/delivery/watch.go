@@ -115,6 +115,13 @@ func (w *watch) sample(now time.Time) {
 	}
 }
 
+// longestStall is how long a partition stood still.
+func (w *watch) longestStall() time.Duration {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.stall
+}
+
 // ignite forgets how long partitions stood still before there was fire.
 func (w *watch) ignite() {
 	w.mu.Lock()
