@@ -75,6 +75,12 @@ func newMetrics(reg prometheus.Registerer, d *Dispatcher) *metrics {
 		m.failures[c] = attempts.WithLabelValues("failure", c.String())
 	}
 	reg.MustRegister(attempts, ended, disabled, m.duration, m.latency, m.commands, m.replayed, m.unread)
+	registerGauges(reg, d)
+	return m
+}
+
+// registerGauges shows what tasks hold.
+func registerGauges(reg prometheus.Registerer, d *Dispatcher) {
 	for i, status := range replayStatuses {
 		reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "webhooks_replays", Help: "Replays that have not ended, by status.",
@@ -104,7 +110,6 @@ func newMetrics(reg prometheus.Registerer, d *Dispatcher) *metrics {
 			Help: "For how long the oldest due delivery has waited for its attempt, paused endpoints aside.",
 		}, d.oldestDue),
 	)
-	return m
 }
 
 func (d *Dispatcher) sum(of func(*task) int64) float64 {
