@@ -253,6 +253,7 @@ func report(ctx context.Context, all []*competitor) error {
 		fmt.Println()
 	}
 	fmt.Println()
+	var wrong []error
 	for _, c := range all {
 		counted, err := c.merchants.Count()
 		if err != nil {
@@ -268,8 +269,11 @@ func report(ctx context.Context, all []*competitor) error {
 		}
 		fmt.Printf("%s: merchants counted %d requests; the ledger %s\n", c.name, counted, b)
 		c.d.End()
+		if !b.Closes() || uint64(counted) != b.Attempts {
+			wrong = append(wrong, fmt.Errorf("%s: what is recorded is not what was delivered", c.name))
+		}
 	}
-	return nil
+	return errors.Join(wrong...)
 }
 
 func medians(runs []figures) (m figures) {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -88,10 +89,14 @@ func compare(ctx context.Context, o options, r *rig.Rig, m *rig.Merchants) error
 	}
 	report(without.each, with.each)
 	b, err := with.d.Balance(ctx)
-	if err == nil {
-		fmt.Printf("with it, the ledger %s\n", b)
+	if err != nil {
+		return err
 	}
-	return err
+	fmt.Printf("with it, the ledger %s\n", b)
+	if !b.Closes() {
+		return errors.New("the ledger does not close")
+	}
+	return nil
 }
 
 // run feeds for a time, and says how long the events of endpoints that answer took.

@@ -102,10 +102,14 @@ func (d *Deliverer) balance(ctx context.Context) (b Balance, err error) {
 	return b, err
 }
 
-// String says whether it closes: what was accepted has ended or waits, and what waits is held or unread.
+// Closes reports that what was accepted has ended or waits, that what waits is held or unread, and that no attempt is two rows.
+func (b Balance) Closes() bool {
+	return b.Accepted == b.Delivered+b.Waiting+b.Dead && float64(b.Waiting) == b.Held+b.Unread && b.Attempts == b.IDs
+}
+
 func (b Balance) String() string {
 	verdict := "closes"
-	if b.Accepted != b.Delivered+b.Waiting+b.Dead || float64(b.Waiting) != b.Held+b.Unread || b.Attempts != b.IDs {
+	if !b.Closes() {
 		verdict = "DOES NOT CLOSE"
 	}
 	return fmt.Sprintf("%s: accepted %d = delivered %d + waiting %d + dead %d; owners hold %.0f, unread %.0f, rows on their way %.0f; attempts %d, of %d ids, %d failed, %d may be repeats",
