@@ -40,6 +40,7 @@ func TestServicesApart(t *testing.T) {
 	t.Run("one that does nothing but fail is disabled, and another endpoint hears of it", func(t *testing.T) { testFailing(t, s, sign) })
 	t.Run("a delivery that ended is retried by hand", func(t *testing.T) { testRetried(t, s, sign) })
 	t.Run("an endpoint is tested", func(t *testing.T) { testTested(t, s) })
+	t.Run("with an order, what comes later waits for what failed", func(t *testing.T) { testOrdered(t, s, sign) })
 	t.Run("after a rotation both secrets sign", func(t *testing.T) { testRotated(t, s, sign) })
 	t.Run("the ledger closes", func(t *testing.T) { testLedger(t, s, sign) })
 	t.Run("what was missed or failed is replayed", func(t *testing.T) { testReplayed(t, s, sign) })
@@ -280,6 +281,33 @@ func testFailing(t *testing.T, s *apart, sign func([]byte, string) string) {
 	status, _ = s.stripe(t, body, sign(body, stripeSecret))
 	require.Equal(t, http.StatusOK, status)
 	require.Equal(t, "subscription.updated", fails.Wait(t, soon, attempts+1)[attempts].Event(t)["type"])
+}
+
+func testOrdered(t *testing.T, s *apart, sign func([]byte, string) string) {
+	org := fmt.Sprintf("ordered-%x", time.Now().UnixNano())
+	receiver := testenv.NewReceiver(t)
+	receiver.Answer(func(r testenv.Received) int {
+		if at(r.Event(t), "data.change") == "created" && r.Header.Get("x-betterdata-attempt") != "3" {
+			return http.StatusInternalServerError
+		}
+		return http.StatusOK
+	})
+	status, endpoint := s.call(t, http.MethodPost, "/v1/orgs/"+org+"/endpoints", map[string]any{
+		"url": receiver.URL, "eventTypes": []string{"*"}, "ordering": "organization", "retryScheduleMs": []int{500, 500},
+	})
+	require.Equal(t, http.StatusCreated, status, "%v", endpoint)
+	require.Equal(t, "organization", endpoint["ordering"])
+	for i, change := range []string{"created", "updated", "deleted"} {
+		body := stripeEvent(t, "stripe-ruby-mock/customer.subscription."+change+".json", "customer.subscription."+change, org, "cus_"+org, "sub_"+org,
+			time.Now().Add(time.Duration(i)*time.Second)).body(t)
+		status, _ := s.stripe(t, body, sign(body, stripeSecret))
+		require.Equal(t, http.StatusOK, status)
+	}
+	var changes []any
+	for _, got := range receiver.Wait(t, soon, 5) {
+		changes = append(changes, at(got.Event(t), "data.change"))
+	}
+	require.Equal(t, []any{"created", "created", "created", "updated", "deleted"}, changes)
 }
 
 func testRotated(t *testing.T, s *apart, sign func([]byte, string) string) {

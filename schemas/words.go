@@ -45,6 +45,9 @@ const (
 	TypeDeliveryExhausted   = "delivery.exhausted"
 )
 
+// OrderingOrganization is the ordering of an endpoint to which everything goes in one order.
+const OrderingOrganization = "organization"
+
 // Operational reports that an event type tells about the deliveries themselves. Such events go only to who names their
 // type, or its beginning, and none follows from the delivery of another.
 func Operational(eventType string) bool {

@@ -1,6 +1,7 @@
 package dispatch
 
 import (
+	"slices"
 	"time"
 
 	"github.com/betterdata/webhooks/deliverer/control"
@@ -27,17 +28,30 @@ func (t *task) known(r *heldRecord) (bool, error) {
 	return t.d.sets.holds(t.d.deps.Endpoints, org, r.deliveries.GetEndpointSetVersion())
 }
 
+func (r *heldRecord) org() string { return r.deliveries.GetEvent().GetOrganizationId() }
+
+// holds reports whether an earlier record of the same organization is held, which must not be overtaken.
+func (t *task) holds(r *heldRecord) bool {
+	return slices.ContainsFunc(t.held, func(earlier *heldRecord) bool { return earlier.org() == r.org() })
+}
+
 // admitHeld takes the held records whose endpoints are known by now into hand.
 func (t *task) admitHeld(tx *stream.Tx, now time.Time) error {
 	records := t.held
 	t.held = nil
+	waiting := map[string]bool{}
 	for i, r := range records {
+		if waiting[r.org()] {
+			t.held = append(t.held, r)
+			continue
+		}
 		known, err := t.known(r)
 		if err != nil {
 			t.held = append(t.held, records[i:]...)
 			return err
 		}
 		if !known {
+			waiting[r.org()] = true
 			t.held = append(t.held, r)
 			continue
 		}
@@ -112,8 +126,17 @@ func (t *task) place(tx *stream.Tx, f *flight, now time.Time) error {
 	if err := t.refresh(e); err != nil {
 		return err
 	}
+	if group, ok := e.orderGroup(f); ok {
+		e.join(f, group)
+	}
 	if m := e.mode(); m != sending {
 		return t.turnAway(tx, f, m, now)
+	}
+	switch wait, err := t.mustWait(tx, f); {
+	case err != nil:
+		return err
+	case wait:
+		return t.spill(tx, f, webhooksv1.WaitingReason_WAITING_REASON_ORDERED, now)
 	}
 	if e.overdue(now) || len(e.queue) >= e.control.Keep(now) || t.fresh > window/2 && len(e.queue) > 0 ||
 		e.inHand() >= t.d.room.share(e.control, now) {
@@ -148,6 +171,9 @@ func (t *task) turnAway(tx *stream.Tx, f *flight, m mode, now time.Time) error {
 // serve lets out of the queue what control admits. With an open breaker what is fresh goes to the schedule, so that it
 // does not hold up the input.
 func (t *task) serve(tx *stream.Tx, e *endpoint, now time.Time) error {
+	if err := t.takeBack(tx, e, now); err != nil {
+		return err
+	}
 	verdict := t.letOut(e, now)
 	if verdict == control.Open {
 		if err := t.spillFresh(tx, e, now); err != nil {

@@ -9,6 +9,7 @@ import (
 
 	"github.com/betterdata/webhooks/deliverer/control"
 	"github.com/betterdata/webhooks/deliverer/sender"
+	"github.com/betterdata/webhooks/internal/jsonscan"
 	"github.com/betterdata/webhooks/schemas"
 	webhooksv1 "github.com/betterdata/webhooks/schemas/webhooks/v1"
 )
@@ -31,6 +32,12 @@ type endpoint struct {
 	// kept is its health as it is written, nil when it is well; ailing, that it may have changed since.
 	kept   *webhooksv1.EndpointHealth
 	ailing bool
+	// chains are what is in hand in strict order, by group, and floors the order below which nothing of a group is in the
+	// schedule, as far as it is known; pointer picks the group out of an event; successes are those since the last failure.
+	chains    map[uint64]*chain
+	floors    map[uint64]int64
+	pointer   *jsonscan.Scanner
+	successes int
 	// queue are deliveries in memory that wait for a slot, in order.
 	queue []*flight
 	// tests wait for a slot too, ahead of the queue.
@@ -131,6 +138,7 @@ func (t *task) refresh(e *endpoint) error {
 		return nil
 	}
 	e.spec, e.dest, e.broken = spec, nil, false
+	e.pointer = pointerOf(spec.GetOrdering())
 	if e.off() || e.streak.Judged && spec.GetVersion() > e.streak.Version {
 		t.forgive(e)
 	}
@@ -199,10 +207,15 @@ func (t *task) waits(e *endpoint, due, now time.Time) {
 // idleEndpoint is how long an endpoint without work is remembered.
 const idleEndpoint = 5 * time.Minute
 
+// resting reports that the endpoint has nothing to do.
+func (e *endpoint) resting() bool {
+	return len(e.queue) == 0 && len(e.chains) == 0 && len(e.replays) == 0 && e.pulled == 0 && e.head.IsZero() && e.place < 0
+}
+
 // forgetIdle drops endpoints that have nothing to do and nothing to remember.
 func (t *task) forgetIdle(now time.Time) {
 	for id, e := range t.endpoints {
-		if len(e.queue) == 0 && e.pulled == 0 && len(e.replays) == 0 && e.head.IsZero() && e.place < 0 && e.well(now) && now.Sub(e.used) > idleEndpoint {
+		if e.resting() && e.well(now) && now.Sub(e.used) > idleEndpoint {
 			delete(t.endpoints, id)
 		}
 	}

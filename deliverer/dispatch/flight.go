@@ -36,6 +36,10 @@ type flight struct {
 	// order is the offset of the delivery's source record.
 	order int64
 
+	// chain is what is in hand of its group, nil when it is in no order; blocked: something before it has gone to the schedule.
+	chain   *chain
+	blocked bool
+
 	// pending and unit are the delivery's place on the input; nil for one that waits in the schedule.
 	pending *stream.Pending
 	unit    int
@@ -74,6 +78,7 @@ func (f *flight) fresh() bool { return f.pending != nil }
 // release lets a flight go.
 func (t *task) release(f *flight) {
 	t.unload(f)
+	f.leave()
 	if t.flights[f.id] == f {
 		delete(t.flights, f.id)
 	}
@@ -152,6 +157,9 @@ func (t *task) land(f *flight) {
 	if f.taken {
 		e.control.ReturnSpare()
 	}
+	if e.successes++; !f.result.Success() {
+		e.successes = 0
+	}
 	if t.flights[f.id] == f {
 		f.landed, f.luck = true, rand.Float64()
 		t.results = append(t.results, f)
@@ -171,7 +179,7 @@ func (t *task) letOut(e *endpoint, now time.Time) control.Verdict {
 	kept := e.queue[:0]
 	verdict := control.Go
 	for _, f := range e.queue {
-		if !f.detached && verdict == control.Go {
+		if !f.detached && verdict == control.Go && f.inOrder() {
 			if verdict = t.admits(e, now); verdict == control.Go {
 				t.launch(f)
 				continue

@@ -107,7 +107,9 @@ func (t *task) conclude(tx *stream.Tx, f *flight) error {
 		}
 	} else {
 		ended = f.result.Ended()
-		t.stopWaiting(tx, f, before)
+		if err := t.stopWaiting(tx, f, before); err != nil {
+			return err
+		}
 	}
 	if err := t.emitDelivery(tx, f, f.number, ended); err != nil {
 		return err
@@ -160,6 +162,7 @@ func (t *task) wait(tx *stream.Tx, f *flight, before *webhooksv1.WaitingState, a
 	if s.Manual = manualRetry(again, f.delivered); again {
 		s.ScheduleStep = 0
 	}
+	t.holdBehind(f, tx.Now())
 	if before == nil {
 		return t.beginWaiting(tx, f, s)
 	}
@@ -169,14 +172,15 @@ func (t *task) wait(tx *stream.Tx, f *flight, before *webhooksv1.WaitingState, a
 	return schedule.Put(tx, f.id, s, before)
 }
 
-// stopWaiting takes a delivery that ends off what has it: the input, a replay or the schedule.
-func (t *task) stopWaiting(tx *stream.Tx, f *flight, before *webhooksv1.WaitingState) {
+// stopWaiting takes a delivery that ends off what has it: the input, a replay or the schedule. What waited for it may go.
+func (t *task) stopWaiting(tx *stream.Tx, f *flight, before *webhooksv1.WaitingState) error {
 	if before == nil {
 		t.leaveSource(tx, f)
-		return
+	} else {
+		t.census.remove(f.id, before.GetReason())
+		schedule.Remove(tx, f.id, before)
 	}
-	t.census.remove(f.id, before.GetReason())
-	schedule.Remove(tx, f.id, before)
+	return t.advanceOrder(tx, f, tx.Now())
 }
 
 // leaveSource ends what the input, or the replay, has to do with a delivery.
@@ -198,7 +202,9 @@ func (t *task) end(tx *stream.Tx, f *flight, reason string, now time.Time) error
 		return err
 	}
 	f.verdict = verdict{status: schemas.DeliveryDead, reason: reason}
-	t.stopWaiting(tx, f, before)
+	if err := t.stopWaiting(tx, f, before); err != nil {
+		return err
+	}
 	made := f.number - 1
 	if f.maybe {
 		made = f.number

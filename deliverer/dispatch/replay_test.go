@@ -134,8 +134,8 @@ func (w *world) replay(n int) *webhooksv1.Replay {
 	return r
 }
 
-// bodies are those that were sent, each as often as it was.
-func (w *world) bodies() map[string]int {
+// timesSent counts how often each body was sent.
+func (w *world) timesSent() map[string]int {
 	sent := map[string]int{}
 	for _, s := range w.receiver.sent() {
 		sent[s.body]++
@@ -162,7 +162,7 @@ func TestReplayDeliversItsRange(t *testing.T) {
 	require.Len(t, began, 1)
 	require.Equal(t, rpl(1), began[0].GetReplay().GetId())
 	require.Equal(t, "running", began[0].GetReplay().GetStatus())
-	require.Equal(t, once(names("e", 50)...), w.bodies())
+	require.Equal(t, once(names("e", 50)...), w.timesSent())
 	require.Len(t, attempts(t, out), 50)
 	for _, row := range attempts(t, out) {
 		require.Equal(t, "replay", row.Trigger)
@@ -253,7 +253,7 @@ func TestReplayHasHalfOfTheRate(t *testing.T) {
 	for range 500 {
 		w.pass(10 * time.Millisecond)
 	}
-	require.Equal(t, once(names("e", 60)...), w.bodies())
+	require.Equal(t, once(names("e", 60)...), w.timesSent())
 	require.Equal(t, "done", w.replay(1).Status)
 }
 
@@ -295,7 +295,7 @@ func TestReplayWaitsForTheBreaker(t *testing.T) {
 	w.receiver.answer(200)
 	w.pass(time.Second)
 	w.pass(time.Minute)
-	require.Len(t, w.bodies(), 200)
+	require.Len(t, w.timesSent(), 200)
 	require.Equal(t, "done", w.replay(1).Status)
 }
 
@@ -364,7 +364,7 @@ func TestPausedReplayGoesOnWhereItStood(t *testing.T) {
 	w.settle(w.Redeliver())
 	require.Len(t, w.receiver.sent(), 2, "paused for the new owner, too")
 	out := w.settle(w.Process(w.change(1, ep, "running")))
-	require.Equal(t, once(all...), w.bodies())
+	require.Equal(t, once(all...), w.timesSent())
 	for _, row := range attempts(t, out) {
 		require.False(t, row.MaybeRepeated, "what was put down was not sent")
 	}
@@ -440,7 +440,7 @@ func TestReplayWaitsWhileTheEndpointIsPaused(t *testing.T) {
 	require.Equal(t, "running", w.replay(1).Status)
 	w.endpoint("a", nil)
 	w.settle(w.Commit())
-	require.Equal(t, once(names("e", 40)...), w.bodies())
+	require.Equal(t, once(names("e", 40)...), w.timesSent())
 }
 
 func TestReplayWaitsForTheCopyOfEndpoints(t *testing.T) {
@@ -498,7 +498,7 @@ func TestReplaysOfAnEndpointGoOneAfterTheOther(t *testing.T) {
 	require.Equal(t, 1, refused)
 	w.receiver.releaseAll()
 	w.settle(w.Commit())
-	require.Equal(t, map[string]int{`{"id":"e1"}`: 10, `{"id":"e2"}`: 10}, w.bodies())
+	require.Equal(t, map[string]int{`{"id":"e1"}`: 10, `{"id":"e2"}`: 10}, w.timesSent())
 	require.Equal(t, 0.0, w.gather()[`webhooks_replays{status="running"}`])
 	require.Equal(t, 20.0, w.gather()[`webhooks_replay_deliveries_total{}`])
 	for n := 20; n < 90; n++ {

@@ -56,7 +56,7 @@ func TestCleanStopOfAReplayRepeatsNothing(t *testing.T) {
 	for _, row := range attempts(t, out) {
 		require.False(t, row.MaybeRepeated)
 	}
-	require.Equal(t, once(all...), w.bodies())
+	require.Equal(t, once(all...), w.timesSent())
 }
 
 func TestAbortedTakingIsNotSent(t *testing.T) {
@@ -72,7 +72,7 @@ func TestAbortedTakingIsNotSent(t *testing.T) {
 	require.Empty(t, w.replay(1).Taken)
 	out := w.settle(w.Commit())
 	require.Len(t, attempts(t, out), 8)
-	require.Equal(t, once(names("e", 8)...), w.bodies())
+	require.Equal(t, once(names("e", 8)...), w.timesSent())
 }
 
 func TestAbortedStartIsGivenAgain(t *testing.T) {

@@ -29,7 +29,7 @@ func isTest() *httpapi.Problem {
 
 // retry has a delivery attempted at once, and by its schedule from the beginning if that fails.
 //
-//	in the schedule    due now
+//	in the schedule    due now; in strict order and behind another, its next attempt is the one that is asked for
 //	in the queue       its next attempt is the one that is asked for
 //	being attempted    waits: if the attempt fails the next is due at once; if it delivers, that is what was asked for
 //	ended              waits until it is found in the record, and goes back to the schedule, due now
@@ -49,7 +49,11 @@ func (t *task) retry(tx *stream.Tx, c *kept, now time.Time) (done bool, err erro
 		return false, nil // conclude goes on with it
 	case f.fresh() || f.taken:
 		// Its first attempt begins as soon as it may anyway.
-		return true, t.answer(tx, c.cmd, deliveryOf(f.rowAs(verdict{status: schemas.DeliveryWaiting, due: f.ready}, 0, time.Time{})))
+		v := verdict{status: schemas.DeliveryWaiting}
+		if f.inOrder() {
+			v.due = f.ready
+		}
+		return true, t.answer(tx, c.cmd, deliveryOf(f.rowAs(v, 0, time.Time{})))
 	}
 	state, err := schedule.State(tx, f.id)
 	if err != nil || state == nil {
@@ -77,6 +81,9 @@ func (t *task) retryFromRest(tx *stream.Tx, c *kept, now time.Time) (done bool, 
 		if state, err = t.dueNow(tx, c, f, state, now); err != nil {
 			return false, err
 		}
+		if behind(state) {
+			return true, nil
+		}
 		return true, t.takeAtOnce(tx, e, c.at.Delivery, state, now)
 	}
 	if t.toCome(c) {
@@ -96,21 +103,29 @@ func (t *task) concerns(c *kept, f *flight) bool {
 	return f.ep.id == c.endpoint && f.event.GetOrganizationId() == c.cmd.GetOrganizationId()
 }
 
-// dueNow makes a waiting delivery due and answers the command. One that was asked for already, and not begun, is the same.
+// dueNow makes a waiting delivery due, unless it is behind another, and answers the command. One that was asked for already,
+// and not begun, is the same.
 func (t *task) dueNow(tx *stream.Tx, c *kept, f *flight, before *webhooksv1.WaitingState, now time.Time) (*webhooksv1.WaitingState, error) {
 	s := proto.CloneOf(before)
-	if before.GetManual().GetNext() && before.GetScheduleStep() == 0 {
-		due := time.UnixMilli(before.GetDueUnixMs())
-		return s, t.answer(tx, c.cmd, deliveryOf(f.rowAs(verdict{status: schemas.DeliveryWaiting, due: due}, before.GetAttempts(), time.Time{})))
+	asked := before.GetManual().GetNext() && before.GetScheduleStep() == 0
+	if !asked {
+		s.DueUnixMs = now.UnixMilli()
 	}
-	s.ScheduleStep, s.DueUnixMs, s.RowVersion = 0, now.UnixMilli(), before.GetRowVersion()+1
+	v := verdict{status: schemas.DeliveryWaiting}
+	if !behind(s) {
+		v.due = time.UnixMilli(s.GetDueUnixMs())
+	}
+	if asked {
+		return s, t.answer(tx, c.cmd, deliveryOf(f.rowAs(v, before.GetAttempts(), time.Time{})))
+	}
+	s.ScheduleStep, s.RowVersion = 0, before.GetRowVersion()+1
 	s.Manual = manualRetry(true, before.GetManual().GetDeliveredUnixMs())
 	if err := schedule.Put(tx, c.at.Delivery, s, before); err != nil {
 		return nil, err
 	}
 	g := *f
 	g.follow(before)
-	g.verdict = verdict{status: schemas.DeliveryWaiting, due: now}
+	g.verdict = v
 	if err := t.emitDelivery(tx, &g, before.GetAttempts(), time.Time{}); err != nil {
 		return nil, err
 	}
@@ -134,7 +149,7 @@ func (t *task) takeAtOnce(tx *stream.Tx, e *endpoint, delivery string, s *webhoo
 	if err != nil {
 		return err
 	}
-	return t.mark(tx, f, s)
+	return t.send(tx, f, s)
 }
 
 // revive puts a delivery that ended back to the schedule. Its rows are all in what was found (package archive), and none

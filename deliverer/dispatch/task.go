@@ -150,7 +150,7 @@ func (t *task) Process(tx *stream.Tx, in *kgo.Record) error {
 	case err != nil:
 		t.drop(r.load)
 		return err
-	case !known || t.draining.Load():
+	case !known || t.draining.Load() || t.holds(r):
 		t.held = append(t.held, r)
 		t.part.WakeAt(t.now.Add(heldPoll))
 		return nil
@@ -329,6 +329,7 @@ func (t *task) aborted() {
 		if f.test != nil {
 			f.test.started = false
 		}
+		t.holdBehind(f, t.now)
 		t.release(f)
 	}
 	for _, f := range t.lifted {
@@ -339,11 +340,13 @@ func (t *task) aborted() {
 		f.handed = false
 		switch {
 		case t.flights[f.id] != f, !f.fresh() && !f.landed && f.test == nil && f.seq == t.seq:
+			t.holdBehind(f, t.now)
 			t.release(f) // pulled to be ended, and never meant to be sent
 		case f.landed:
 			t.results = append(t.results, f)
 		default:
 			f.due = time.Time{}
+			f.blocked = f.chain != nil // it is decided anew whether it is its turn
 			f.ep.enqueue(f)
 			t.touch(f.ep, t.now)
 		}
@@ -361,7 +364,7 @@ func (t *task) aborted() {
 		return r.seq == t.seq
 	})
 	for _, e := range t.endpoints {
-		e.head = time.Time{}
+		e.head, e.floors = time.Time{}, nil
 	}
 	t.found = false
 	t.part.Wake()

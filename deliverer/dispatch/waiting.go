@@ -50,7 +50,7 @@ func (t *task) visit(tx *stream.Tx, e *endpoint, now time.Time) error {
 		share = 0 // what waits costs no memory where it is, however quick the endpoint
 	}
 	if want := min(e.control.Want(now), share) - e.inHand(); want > 0 {
-		pulled, err := t.pull(tx, e, want, now, t.mark)
+		pulled, err := t.pull(tx, e, want, now, t.send)
 		if err != nil {
 			return err
 		}
@@ -120,14 +120,25 @@ func (t *task) visitClosed(tx *stream.Tx, e *endpoint, m mode, now time.Time) er
 		if m == deleted {
 			reason = reasonDeleted
 		}
-		_, err := t.pull(tx, e, endsPerVisit, now, func(tx *stream.Tx, f *flight, _ *webhooksv1.WaitingState) error {
-			return t.end(tx, f, reason, now)
-		})
-		if err != nil {
+		if err := t.endDue(tx, e, reason, now); err != nil {
 			return err
 		}
 	}
 	t.lookOn(e, now)
+	return nil
+}
+
+// endDue ends what is due. In strict order each makes the next due.
+func (t *task) endDue(tx *stream.Tx, e *endpoint, reason string, now time.Time) error {
+	for left := endsPerVisit; left > 0; {
+		ended, err := t.pull(tx, e, left, now, func(tx *stream.Tx, f *flight, _ *webhooksv1.WaitingState) error {
+			return t.end(tx, f, reason, now)
+		})
+		if ended == 0 || err != nil {
+			return err
+		}
+		left -= ended
+	}
 	return nil
 }
 
@@ -192,6 +203,9 @@ func (t *task) pull(tx *stream.Tx, e *endpoint, limit int, now time.Time,
 		return 0, err
 	}
 	for _, entry := range due {
+		if t.flights[entry.Delivery] != nil {
+			continue // drawn with one before it
+		}
 		f, err := t.recall(tx, e, entry)
 		if err != nil {
 			return 0, err
@@ -213,6 +227,10 @@ func (t *task) recall(tx *stream.Tx, e *endpoint, entry dueEntry) (*flight, erro
 	f.seq = t.seq
 	t.flights[f.id] = f
 	e.pulled++
+	if entry.state.OrderGroup != nil {
+		e.join(f, entry.state.GetOrderGroup())
+		f.blocked = behind(entry.state)
+	}
 	return f, nil
 }
 
@@ -278,12 +296,16 @@ func (t *task) unmark(tx *stream.Tx, f *flight, reason webhooksv1.WaitingReason)
 		return nil
 	}
 	t.census.remove(f.id, s.GetReason())
-	if reason != webhooksv1.WaitingReason_WAITING_REASON_UNSPECIFIED {
+	ordered := behind(s)
+	if reason != webhooksv1.WaitingReason_WAITING_REASON_UNSPECIFIED && !ordered {
 		s.Reason = reason
 	}
 	t.census.add(f.id, s.GetReason())
 	s.Started = f.maybe
-	f.due = time.UnixMilli(s.GetDueUnixMs())
+	if !ordered {
+		f.due = time.UnixMilli(s.GetDueUnixMs())
+	}
+	t.holdBehind(f, tx.Now())
 	t.hand(f)
 	return schedule.Put(tx, f.id, s, nil)
 }
@@ -324,17 +346,24 @@ func (t *task) putBack(tx *stream.Tx) error {
 func (t *task) spill(tx *stream.Tx, f *flight, reason webhooksv1.WaitingReason, now time.Time) error {
 	s := f.state(reason, now)
 	s.Started = f.maybe
+	t.holdBehind(f, now)
 	t.hand(f)
 	return t.beginWaiting(tx, f, s)
 }
 
 // beginWaiting writes payload and state of a delivery that was on the input, or in the hand of a replay, until now.
-func (t *task) beginWaiting(tx *stream.Tx, f *flight, s *webhooksv1.WaitingState) error {
+func (t *task) beginWaiting(tx *stream.Tx, f *flight, s *webhooksv1.WaitingState) (err error) {
+	if s.Reason, err = t.reasonInOrder(tx, f, s.GetReason()); err != nil {
+		return err
+	}
 	if err := t.putWaiting(tx, f, s); err != nil {
 		return err
 	}
+	f.lowerFloor()
 	t.leaveSource(tx, f)
-	f.due = time.UnixMilli(s.GetDueUnixMs())
+	if !behind(s) {
+		f.due = time.UnixMilli(s.GetDueUnixMs())
+	}
 	return nil
 }
 
@@ -353,7 +382,7 @@ func (t *task) putWaiting(tx *stream.Tx, f *flight, s *webhooksv1.WaitingState) 
 
 // state is where the delivery stands before its next attempt.
 func (f *flight) state(reason webhooksv1.WaitingReason, due time.Time) *webhooksv1.WaitingState {
-	return &webhooksv1.WaitingState{
+	s := &webhooksv1.WaitingState{
 		EndpointId:     f.ep.id,
 		Attempts:       f.number - 1,
 		ScheduleStep:   f.step,
@@ -367,6 +396,10 @@ func (f *flight) state(reason webhooksv1.WaitingReason, due time.Time) *webhooks
 		EventType:      f.event.GetType(),
 		Manual:         manualRetry(f.manual, f.delivered),
 	}
+	if f.chain != nil {
+		s.OrderGroup = &f.chain.group
+	}
+	return s
 }
 
 // manualRetry is what a state says of manual retries, nil where that is nothing.

@@ -318,6 +318,7 @@ type receiver struct {
 	held    map[string]chan struct{} // by body: not answered before it is closed
 	waiters map[string]int           // by body: attempts that are held
 	heldAll chan struct{}            // whatever comes is not answered before it is closed
+	begun   func(m *sender.Message)  // unless it is nil
 	seen    []sent
 }
 
@@ -336,6 +337,9 @@ func newReceiver() *receiver {
 func (r *receiver) Send(_ *sender.Destination, m *sender.Message) sender.Result {
 	r.mu.Lock()
 	r.seen = append(r.seen, sent{m.DeliveryID, m.Number, string(m.Body)})
+	if r.begun != nil {
+		r.begun(m)
+	}
 	hold, answer := r.held[string(m.Body)], r.all
 	if r.heldAll != nil && hold == nil {
 		r.held[string(m.Body)] = r.heldAll
@@ -370,10 +374,12 @@ func (r *receiver) holding() int {
 }
 
 // holdBack keeps the answers to an event until release.
-func (r *receiver) holdBack(name string) {
+func (r *receiver) holdBack(name string) { r.holdBody(`{"id":"` + name + `"}`) }
+
+func (r *receiver) holdBody(body string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.held[`{"id":"`+name+`"}`] = make(chan struct{})
+	r.held[body] = make(chan struct{})
 }
 
 func (r *receiver) release(name string) {

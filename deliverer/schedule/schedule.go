@@ -2,7 +2,8 @@
 //
 // A waiting delivery has two records on the topic `retries`, in its endpoint's partition: its payload (p/<delivery>),
 // put once, and its state (s/<delivery>), put at each change. Both are tombstoned when it ends. A local index orders what
-// waits by endpoint and due time, so that an endpoint's oldest due delivery is found by one seek however many wait.
+// waits by endpoint and due time, so that an endpoint's oldest due delivery is found by one seek however many wait; and
+// what is in strict order by its group and place, where what has to wait for another (ORDERED) has no due time.
 //
 // It promises that due times survive restarts, since they are in the state, and that a delivery's bytes on the topic
 // do not depend on how many others wait. It must not decide whether a delivery may be sent: that is dispatch's.
@@ -41,12 +42,14 @@ const (
 	statePrefix   = "s/"
 	commandPrefix = "c/"
 	duePrefix     = "d/"
+	groupPrefix   = "g/"
 )
 
 func payloadKey(delivery string) []byte { return append([]byte(payloadPrefix), delivery...) }
 func stateKey(delivery string) []byte   { return append([]byte(statePrefix), delivery...) }
 
-// index derives d/<endpoint>\0<due><order><delivery> from a state, all integers big-endian. What it cannot read has no
+// index derives d/<endpoint>\0<due><order><delivery> from a state, unless it has to wait for another, and
+// g/<endpoint>\0<group><order><delivery> if it is in strict order, all integers big-endian. What it cannot read has no
 // place in the order, and is reported when the state is read.
 func index(key, value []byte, put func(indexKey []byte)) {
 	if len(key) < len(statePrefix) || string(key[:len(statePrefix)]) != statePrefix {
@@ -54,8 +57,23 @@ func index(key, value []byte, put func(indexKey []byte)) {
 	}
 	var state webhooksv1.WaitingState
 	if proto.Unmarshal(value, &state) == nil {
-		put(dueKey(string(key[len(statePrefix):]), &state))
+		eachKey(string(key[len(statePrefix):]), &state, put)
 	}
+}
+
+// eachKey calls fn for the index keys of a state.
+func eachKey(delivery string, s *webhooksv1.WaitingState, fn func(indexKey []byte)) {
+	if !behind(s) {
+		fn(dueKey(delivery, s))
+	}
+	if s.OrderGroup != nil {
+		fn(groupKey(delivery, s))
+	}
+}
+
+// behind reports that a delivery has to wait for another, whatever its due time.
+func behind(s *webhooksv1.WaitingState) bool {
+	return s.GetReason() == webhooksv1.WaitingReason_WAITING_REASON_ORDERED
 }
 
 func dueKey(delivery string, s *webhooksv1.WaitingState) []byte {
@@ -69,6 +87,19 @@ func endpointPrefix(endpoint string) []byte {
 	return append(append([]byte(duePrefix), endpoint...), 0)
 }
 
+func groupKey(delivery string, s *webhooksv1.WaitingState) []byte {
+	return append(orderKey(s.GetEndpointId(), s.GetOrderGroup(), s.GetOrder()), delivery...)
+}
+
+func orderPrefix(endpoint string, group uint64) []byte {
+	key := append(append([]byte(groupPrefix), endpoint...), 0)
+	return binary.BigEndian.AppendUint64(key, group)
+}
+
+func orderKey(endpoint string, group uint64, order int64) []byte {
+	return binary.BigEndian.AppendUint64(orderPrefix(endpoint, group), orderable(order))
+}
+
 // orderable makes a signed number compare as bytes.
 func orderable(n int64) uint64     { return uint64(n) ^ 1<<63 }
 func fromOrderable(u uint64) int64 { return int64(u ^ 1<<63) }
@@ -80,8 +111,8 @@ func Put(tx Tx, delivery string, state, before *webhooksv1.WaitingState) error {
 		return fmt.Errorf("encode waiting state of %s: %w", delivery, err)
 	}
 	tx.Put(schemas.Retries, stateKey(delivery), value)
-	if before != nil {
-		if old := dueKey(delivery, before); string(old) != string(dueKey(delivery, state)) {
+	if before != nil && !behind(before) {
+		if old := dueKey(delivery, before); behind(state) || string(old) != string(dueKey(delivery, state)) {
 			tx.DropIndex(schemas.Retries, old)
 		}
 	}
@@ -102,7 +133,7 @@ func PutPayload(tx Tx, delivery string, payload *webhooksv1.WaitingPayload) erro
 func Remove(tx Tx, delivery string, state *webhooksv1.WaitingState) {
 	tx.Delete(schemas.Retries, stateKey(delivery))
 	tx.Delete(schemas.Retries, payloadKey(delivery))
-	tx.DropIndex(schemas.Retries, dueKey(delivery, state))
+	eachKey(delivery, state, func(k []byte) { tx.DropIndex(schemas.Retries, k) })
 }
 
 // State reads where a delivery stands; nil when it does not wait.
@@ -162,11 +193,42 @@ func parseEntry(key []byte, at int) (Entry, bool) {
 
 // Current reports whether the entry is still the place of a delivery in that state.
 func (e Entry) Current(state *webhooksv1.WaitingState) bool {
-	return state != nil && string(dueKey(e.Delivery, state)) == string(e.key)
+	return state != nil && !behind(state) && string(dueKey(e.Delivery, state)) == string(e.key)
 }
 
 // Drop removes an entry that is out of date.
 func (e Entry) Drop(tx Tx) { tx.DropIndex(schemas.Retries, e.key) }
+
+// ScanOrder calls fn for what waits in one group of an endpoint's strict order, from a place on, until fn returns false.
+// What the state does not stand behind any more is dropped.
+func ScanOrder(tx Tx, endpoint string, group uint64, from int64, fn func(delivery string, state *webhooksv1.WaitingState) bool) error {
+	prefix := orderPrefix(endpoint, group)
+	var old [][]byte
+	var failed error
+	err := tx.ScanIndex(schemas.Retries, prefix, orderKey(endpoint, group, from), func(key []byte) bool {
+		if len(key) < len(prefix)+8 {
+			return true
+		}
+		delivery := string(key[len(prefix)+8:])
+		state, err := State(tx, delivery)
+		if err != nil {
+			failed = err
+			return false
+		}
+		if state == nil || state.OrderGroup == nil || string(groupKey(delivery, state)) != string(key) {
+			old = append(old, append([]byte(nil), key...))
+			return true
+		}
+		return fn(delivery, state)
+	})
+	for _, key := range old {
+		tx.DropIndex(schemas.Retries, key)
+	}
+	if err == nil {
+		err = failed
+	}
+	return err
+}
 
 // Heads calls fn for each endpoint that something waits for, with the earliest due time; one seek an endpoint.
 func Heads(tx Tx, fn func(endpoint string, due time.Time)) error {

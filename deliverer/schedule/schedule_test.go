@@ -214,3 +214,53 @@ func TestUnreadableStateIsAnErrorNotAPanic(t *testing.T) {
 	require.ErrorContains(t, err, "d1")
 	require.Empty(t, due(t, tx, "ep_a"))
 }
+
+func ordered(endpoint string, group uint64, order int64, behind bool) *webhooksv1.WaitingState {
+	s := state(endpoint, 10, order)
+	s.OrderGroup = &group
+	if behind {
+		s.Reason = webhooksv1.WaitingReason_WAITING_REASON_ORDERED
+	}
+	return s
+}
+
+func inOrder(t *testing.T, tx schedule.Tx, endpoint string, group uint64, from int64) (out []string) {
+	t.Helper()
+	require.NoError(t, schedule.ScanOrder(tx, endpoint, group, from, func(delivery string, _ *webhooksv1.WaitingState) bool {
+		out = append(out, delivery)
+		return true
+	}))
+	return out
+}
+
+func TestWhatIsInOrder(t *testing.T) {
+	tx := newMemory()
+	for id, s := range map[string]*webhooksv1.WaitingState{
+		"d1": ordered("ep_a", 7, 1, false), "d3": ordered("ep_a", 7, 300, true), "d2": ordered("ep_a", 7, 2, true),
+		"other group": ordered("ep_a", 8, 0, false), "other endpoint": ordered("ep_b", 7, 1, false), "none": state("ep_a", 20, 0),
+	} {
+		require.NoError(t, schedule.Put(tx, id, s, nil))
+	}
+	require.Equal(t, []string{"d1", "d2", "d3"}, inOrder(t, tx, "ep_a", 7, 0))
+	require.Equal(t, []string{"d3"}, inOrder(t, tx, "ep_a", 7, 3))
+	require.Equal(t, []string{"other group@10", "d1@10", "none@20"}, due(t, tx, "ep_a"), "what has to wait for another is never due")
+
+	s := ordered("ep_a", 7, 1, false)
+	schedule.Remove(tx, "d1", s)
+	require.NoError(t, schedule.Put(tx, "d2", ordered("ep_a", 7, 2, false), nil))
+	require.Equal(t, []string{"d2", "d3"}, inOrder(t, tx, "ep_a", 7, 0))
+	require.Equal(t, []string{"other group@10", "d2@10", "none@20"}, due(t, tx, "ep_a"))
+
+	require.NoError(t, schedule.Put(tx, "d2", ordered("ep_a", 7, 2, true), ordered("ep_a", 7, 2, false)))
+	require.Equal(t, []string{"other group@10", "none@20"}, due(t, tx, "ep_a"))
+}
+
+func TestStaleEntriesOfAnOrderAreDropped(t *testing.T) {
+	tx := newMemory()
+	require.NoError(t, schedule.Put(tx, "gone", ordered("ep_a", 7, 1, true), nil))
+	tx.Delete(schemas.Retries, []byte("s/gone"))
+	require.NoError(t, schedule.Put(tx, "d2", ordered("ep_a", 7, 2, true), nil))
+	entries := len(tx.index)
+	require.Equal(t, []string{"d2"}, inOrder(t, tx, "ep_a", 7, 0))
+	require.Len(t, tx.index, entries-1)
+}

@@ -48,7 +48,7 @@ func TestCreateTakesEveryMember(t *testing.T) {
 	create, problem := rules(t).ParseEndpointCreate("org_1", []byte(`{
 		"url":"https://example.com/hook?a=1","uid":"shop-1","description":"Orders","enabled":false,"eventTypes":["loop.*","order.allocation_failed"],
 		"loopIds":["dcm.returns"],"filter":"data.total > 5","headers":{"X-Shop":"a","Authorization":"Bearer b"},"metadata":{"a":1.50,"n":null},
-		"paused":true,"rateLimit":0.5,"concurrency":1,"timeoutMs":1000,"retryScheduleMs":[10,20],"ordering":null,"signatures":["v1a","v1"],
+		"paused":true,"rateLimit":0.5,"concurrency":1,"timeoutMs":1000,"retryScheduleMs":[10,20],"ordering":"/data/loopId","signatures":["v1a","v1"],
 		"secret":"`+secret+`","organizationId":"org_1","id":null,"version":null}`))
 	require.Nil(t, problem)
 	require.Equal(t, secret, create.Secret)
@@ -64,6 +64,7 @@ func TestCreateTakesEveryMember(t *testing.T) {
 	view := resource.EndpointView(create.Endpoint)
 	require.Equal(t, map[string]string{"X-Shop": "***", "Authorization": "***"}, view.Headers)
 	require.Equal(t, []uint64{10, 20}, view.RetryScheduleMS)
+	require.Equal(t, "/data/loopId", *view.Ordering)
 	require.Equal(t, secret, *resource.EndpointViewWithSecret(create.Endpoint, secret).Secret)
 }
 
@@ -96,8 +97,10 @@ func TestCreateRefuses(t *testing.T) {
 		{"pattern with a space", `{"url":"https://example.com/","eventTypes":["a b"]}`, 422, "invalid_request", "/eventTypes/0", nil},
 		{"filter that does not compile", `{` + minimal + `,"filter":"data.total >"}`, 422, "invalid_request", "/filter", nil},
 		{"filter that is no bool", `{` + minimal + `,"filter":"1 + 1"}`, 422, "invalid_request", "/filter", nil},
-		{"order", `{` + minimal + `,"ordering":"organization"}`, 422, "not_supported", "/ordering", nil},
 		{"no order", `{` + minimal + `,"ordering":"some"}`, 422, "invalid_request", "/ordering", nil},
+		{"empty order", `{` + minimal + `,"ordering":""}`, 422, "invalid_request", "/ordering", nil},
+		{"order by no pointer", `{` + minimal + `,"ordering":"/a~2"}`, 422, "invalid_request", "/ordering", nil},
+		{"order by a long pointer", `{` + minimal + `,"ordering":"/` + long + `"}`, 422, "invalid_request", "/ordering", nil},
 		{"concurrency 0", `{` + minimal + `,"concurrency":0}`, 422, "invalid_request", "/concurrency", nil},
 		{"concurrency no integer", `{` + minimal + `,"concurrency":1.5}`, 422, "invalid_request", "/concurrency", nil},
 		{"time-out too short", `{` + minimal + `,"timeoutMs":999}`, 422, "invalid_request", "/timeoutMs", nil},

@@ -12,7 +12,9 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"github.com/betterdata/webhooks/internal/jsonscan"
 	"github.com/betterdata/webhooks/internal/signing"
+	"github.com/betterdata/webhooks/schemas"
 	webhooksv1 "github.com/betterdata/webhooks/schemas/webhooks/v1"
 )
 
@@ -33,6 +35,7 @@ const (
 	maxPatterns    = 250
 	maxName        = 128
 	maxMetadata    = 16 << 10
+	maxPointer     = 256
 	maxConcurrency = 1000
 	maxRateLimit   = 100_000
 	minTimeoutMS   = 1000
@@ -262,11 +265,17 @@ func setRetrySchedule(ed *edit, delays []int64) error {
 	return nil
 }
 
-func setOrdering(_ *edit, ordering string) error {
-	if ordering != "organization" && !strings.HasPrefix(ordering, "/") {
-		return errors.New(`must be null, "organization" or a JSON Pointer into the event`)
+func setOrdering(ed *edit, ordering string) error {
+	if ordering != schemas.OrderingOrganization {
+		if len(ordering) > maxPointer {
+			return fmt.Errorf("must have at most %d bytes", maxPointer)
+		}
+		if _, err := jsonscan.Parse(ordering); ordering == "" || err != nil {
+			return errors.New(`must be null, "organization" or a JSON Pointer into the event`)
+		}
 	}
-	return &memberError{code: codeNotSupported, detail: "strict order is not supported yet; use null"}
+	ed.endpoint.Ordering = &ordering
+	return nil
 }
 
 func clearSignatures(ed *edit) error {

@@ -378,7 +378,10 @@ type WaitingState struct {
 	// sends the same number again and marks the row maybe_repeated.
 	Started bool `protobuf:"varint,12,opt,name=started,proto3" json:"started,omitempty"`
 	// Of a manual retry; absent while none was asked for.
-	Manual        *ManualRetry `protobuf:"bytes,13,opt,name=manual,proto3" json:"manual,omitempty"`
+	Manual *ManualRetry `protobuf:"bytes,13,opt,name=manual,proto3" json:"manual,omitempty"`
+	// Of a delivery in strict order: those of one endpoint and one group go one at a time, by order. While it has to wait for
+	// another, reason is ORDERED and due means nothing.
+	OrderGroup    *uint64 `protobuf:"fixed64,20,opt,name=order_group,json=orderGroup,proto3,oneof" json:"order_group,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -502,6 +505,13 @@ func (x *WaitingState) GetManual() *ManualRetry {
 		return x.Manual
 	}
 	return nil
+}
+
+func (x *WaitingState) GetOrderGroup() uint64 {
+	if x != nil && x.OrderGroup != nil {
+		return *x.OrderGroup
+	}
+	return 0
 }
 
 type ManualRetry struct {
@@ -640,7 +650,7 @@ const file_webhooks_v1_delivery_proto_rawDesc = "" +
 	"\x10endpoint_version\x18\x03 \x01(\x04R\x0fendpointVersion\"_\n" +
 	"\x0eWaitingPayload\x120\n" +
 	"\x05event\x18\x01 \x01(\v2\x1a.webhooks.v1.OutboundEventR\x05event\x12\x1b\n" +
-	"\treplay_id\x18\x02 \x01(\tR\breplayId\"\xd2\x03\n" +
+	"\treplay_id\x18\x02 \x01(\tR\breplayId\"\x88\x04\n" +
 	"\fWaitingState\x12\x1f\n" +
 	"\vendpoint_id\x18\x01 \x01(\tR\n" +
 	"endpointId\x12\x1a\n" +
@@ -658,7 +668,10 @@ const file_webhooks_v1_delivery_proto_rawDesc = "" +
 	"\n" +
 	"event_type\x18\v \x01(\tR\teventType\x12\x18\n" +
 	"\astarted\x18\f \x01(\bR\astarted\x120\n" +
-	"\x06manual\x18\r \x01(\v2\x18.webhooks.v1.ManualRetryR\x06manual\"M\n" +
+	"\x06manual\x18\r \x01(\v2\x18.webhooks.v1.ManualRetryR\x06manual\x12$\n" +
+	"\vorder_group\x18\x14 \x01(\x06H\x00R\n" +
+	"orderGroup\x88\x01\x01B\x0e\n" +
+	"\f_order_group\"M\n" +
 	"\vManualRetry\x12\x12\n" +
 	"\x04next\x18\x01 \x01(\bR\x04next\x12*\n" +
 	"\x11delivered_unix_ms\x18\x02 \x01(\x03R\x0fdeliveredUnixMs\"W\n" +
@@ -718,6 +731,7 @@ func file_webhooks_v1_delivery_proto_init() {
 		return
 	}
 	file_webhooks_v1_command_proto_init()
+	file_webhooks_v1_delivery_proto_msgTypes[4].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
