@@ -38,7 +38,7 @@ func (u unit) command(in *kgo.Record, e *event) error {
 		problem, err = u.disconnect(account, &cmd, action.DeleteConnection)
 		outcome.Result = &webhooksv1.CommandOutcome_Deleted{Deleted: &webhooksv1.Deleted{}}
 	case *webhooksv1.Command_AccountAdopted:
-		return u.adopted(action.AccountAdopted)
+		return u.adopted(&cmd, action.AccountAdopted)
 	default:
 		problem = httpapi.NewProblem(http.StatusBadRequest, "unknown_command", "This version does not know the command.")
 	}

@@ -18,14 +18,16 @@ const (
 	handingOnPrefix = "!handing-on/"
 )
 
-// Bounds of what one transaction hands on. A transaction closes at 1,000 inputs or 8 MB of outputs.
+// Bounds of what one transaction hands on, and of the hand-overs that it gives up. A transaction closes at 1,000 inputs or
+// 8 MB of outputs.
 const (
 	maxHandedOn      = 256
 	maxHandedOnBytes = 4 << 20
+	maxGivenUp       = 256
 )
 
-// budget is what a transaction has handed on.
-type budget struct{ events, bytes int }
+// budget is what a transaction has handed on, and the hand-overs that it has had given up.
+type budget struct{ events, bytes, givenUp int }
 
 func (b *budget) used() bool { return b.events >= maxHandedOn || b.bytes >= maxHandedOnBytes }
 

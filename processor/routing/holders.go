@@ -2,6 +2,7 @@ package routing
 
 import (
 	"slices"
+	"time"
 
 	"google.golang.org/protobuf/proto"
 
@@ -92,9 +93,9 @@ func (u unit) share(account string, learned *webhooksv1.Connection, holder strin
 	return u.putHolders(account, holders)
 }
 
-// adopted goes on once the last of an account's hand-overs has arrived. With several under way it may have gone through
+// adopted goes on once the last of an account's hand-overs has arrived, or has been given up. With several under way it may have gone through
 // several hands, in any order.
-func (u unit) adopted(a *webhooksv1.AccountAdopted) error {
+func (u unit) adopted(cmd *webhooksv1.Command, a *webhooksv1.AccountAdopted) error {
 	account := schemas.AccountKey(a.Source, a.Account)
 	holders, err := u.holders(account)
 	if err != nil {
@@ -104,11 +105,9 @@ func (u unit) adopted(a *webhooksv1.AccountAdopted) error {
 	if at < 0 {
 		return nil
 	}
-	return u.ended(account, holders, at)
-}
-
-// ended takes one hand-over from those that an account waits for.
-func (u unit) ended(account string, holders *webhooksv1.AccountHolders, at int) error {
+	if cmd.Id == overdueID(account, a.Order) {
+		u.overdue = append(u.overdue, givenUp{cmd.OrganizationId, account, a.Order, time.UnixMilli(holders.SinceUnixMs[at])})
+	}
 	holders.HandingOver = slices.Delete(holders.HandingOver, at, at+1)
 	holders.SinceUnixMs = slices.Delete(holders.SinceUnixMs, at, at+1)
 	if err := u.putHolders(account, holders); err != nil || len(holders.HandingOver) > 0 {

@@ -8,7 +8,7 @@
 //
 //	no connection             an event of a handled type is held; of another type, recorded as ignored
 //	connection, no route      held events are being handed on, or one organization hands the account over to another;
-//	                          what comes meanwhile is held behind them, for some hours at most
+//	                          what comes meanwhile is held behind them, for half a day or so
 //	connection and route      what still comes here, from an edge that has not seen the route, is forwarded
 //
 // Organizations are told, by commands on their own topic and ahead of the events, when an account becomes theirs and
@@ -94,8 +94,8 @@ type task struct {
 	spent budget
 	// counts are the results of the open transaction, which become metrics once it is committed.
 	counts [results]int
-	// overdue counts the hand-overs that the open transaction has given up.
-	overdue int
+	// overdue are the hand-overs that the open transaction has given up.
+	overdue []givenUp
 }
 
 func newTask(r *Router, p *stream.Partition) (*task, error) {
@@ -146,8 +146,8 @@ func (t *task) Process(tx *stream.Tx, in *kgo.Record) error {
 	return u.event(in, &e)
 }
 
-// Advance implements stream.Task: it ends the hand-overs that are overdue, and goes on handing on what is held, within the
-// transaction's budget.
+// Advance implements stream.Task: it has the hand-overs given up that are overdue, and goes on handing on what is held, within
+// the transaction's budget.
 func (t *task) Advance(tx *stream.Tx, now time.Time) error {
 	u := unit{task: t, tx: tx}
 	if err := u.giveUp(now); err != nil {
@@ -169,17 +169,18 @@ func (t *task) Advance(tx *stream.Tx, now time.Time) error {
 func (t *task) Settled(committed bool) {
 	if committed {
 		t.metrics.add(&t.counts)
-		t.metrics.overdue.Add(float64(t.overdue))
+		t.tellOverdue()
 		t.show(len(t.closed.since))
 	}
-	t.spent, t.counts, t.overdue = budget{}, [results]int{}, 0
+	more := t.spent.givenUp >= maxGivenUp
+	t.spent, t.counts, t.overdue = budget{}, [results]int{}, nil
 	if !committed {
 		if err := t.recall(); err != nil {
 			// A store that cannot be read ends the session at the next call; the next owner reads its markers anew.
 			t.log.Error("router could not read its markers after an abort", "partition", t.partition.ID(), "error", err)
 		}
 	}
-	if len(t.handingOn) > 0 || !committed && len(t.closed.since) > 0 {
+	if len(t.handingOn) > 0 || more || !committed && len(t.closed.since) > 0 {
 		t.partition.Wake()
 	}
 }

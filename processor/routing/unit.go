@@ -30,7 +30,8 @@ const retainedHeld = "held"
 type unit struct {
 	*task
 	tx *stream.Tx
-	// order is higher in later calls of Process, whatever the clock says.
+	// order is higher in later calls of Process, whatever the clock says. Advance has that of the call whose handing on it
+	// continues, and what it begins is the first since then.
 	order int64
 }
 
