@@ -19,6 +19,7 @@ import (
 	"github.com/betterdata/webhooks/internal/httpapi"
 	"github.com/betterdata/webhooks/internal/id"
 	"github.com/betterdata/webhooks/internal/kafka"
+	"github.com/betterdata/webhooks/internal/resource"
 	"github.com/betterdata/webhooks/internal/seal"
 	"github.com/betterdata/webhooks/internal/signing"
 	"github.com/betterdata/webhooks/internal/testenv"
@@ -464,6 +465,43 @@ func TestAWriteWithoutOutcomeIsAccepted(t *testing.T) {
 	require.Equal(t, 202, e.manage(http.MethodPatch, path, `{}`).status)
 	require.Equal(t, 202, e.manage(http.MethodDelete, path, ``).status)
 	require.Equal(t, 202, e.manage(http.MethodPost, connectionsPath, `{"source":"stripe","account":"cus_7"}`).status)
+}
+
+// The endpoint hangs, and a test of it may take longer than the edge has to stop.
+func TestATestThatIsOpenDoesNotHoldUpTheEnd(t *testing.T) {
+	endpoint := endpointsPath + "/" + id.New(id.Endpoint)
+	e := startReady(t, testenv.FakeKafka(t), func(c *ingest.Config, d *ingest.Deps) {
+		c.OutcomeTimeout, c.DrainTimeout = time.Minute, 3*time.Second
+		d.Processor = func(ctx *fasthttp.RequestCtx) {
+			httpapi.WriteJSON(ctx, http.StatusOK, resource.Endpoint{Version: 1, TimeoutMS: 25_000})
+		}
+	})
+	o := startOwner(t, e.kafka, func(*webhooksv1.Command) *webhooksv1.CommandOutcome { return nil })
+	answered := make(chan answer, 1)
+	go func() { answered <- e.manage(http.MethodPost, endpoint+"/test", "") }()
+	testenv.Eventually(t, 10*time.Second, func() bool { return o.seen() == 1 }, "the test is under way")
+	require.NoError(t, e.stop())
+	a := <-answered
+	require.Equal(t, 202, a.status)
+	require.Contains(t, a.header.Get("Location"), "/deliveries/dlv_")
+}
+
+// An edge that stops still waits for what takes a moment.
+func TestAWriteThatIsOpenAtTheEndIsAnswered(t *testing.T) {
+	e := startReady(t, testenv.FakeKafka(t))
+	begun, stopping := make(chan struct{}), make(chan struct{})
+	startOwner(t, e.kafka, func(cmd *webhooksv1.Command) *webhooksv1.CommandOutcome {
+		close(begun)
+		<-stopping
+		time.Sleep(300 * time.Millisecond)
+		return obliging(cmd)
+	})
+	answered := make(chan answer, 1)
+	go func() { answered <- e.manage(http.MethodPost, endpointsPath, newEndpoint) }()
+	<-begun
+	close(stopping)
+	require.NoError(t, e.stop())
+	require.Equal(t, 201, (<-answered).status)
 }
 
 // An outcome counts once its transaction is committed: what was aborted did not happen.

@@ -226,6 +226,10 @@ func (e *Edge) Run(ctx context.Context) error {
 // drain finishes what is open, in the order of the flow. Whatever Kafka does, it ends: what it could not hand over is
 // rows of refusals, and records whose senders were answered 503.
 func (e *Edge) drain(ctx context.Context) error {
+	// A third is left to answer writes that no outcome has come for.
+	outcomes, cancel := context.WithTimeout(ctx, e.cfg.DrainTimeout*2/3)
+	defer cancel()
+	e.commands.Drain(outcomes)
 	open, cancel := context.WithTimeout(ctx, e.cfg.DrainTimeout)
 	defer cancel()
 	err := e.server.ShutdownWithContext(open)

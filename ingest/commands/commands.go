@@ -44,7 +44,8 @@ const defaultWait = 10 * time.Second
 // Config is how commands are sent.
 type Config struct {
 	Kafka kafka.Config
-	// Wait is how long an outcome is awaited before the answer is 202; default 10 s. A test has its endpoint's time-out besides.
+	// Wait is how long an outcome is awaited before the answer is 202; default 10 s. A test has its endpoint's time-out besides,
+	// and Drain ends both.
 	Wait time.Duration
 }
 
@@ -71,6 +72,9 @@ type Commands struct {
 	outcomes *outcomes
 	types    *eventtypes.Catalogue
 	router   *httpapi.Router
+	// drained ends the waits that are left when the edge stops.
+	drained context.Context
+	drain   context.CancelFunc
 }
 
 // New prepares the writes.
@@ -90,6 +94,7 @@ func New(cfg Config, deps Deps) (*Commands, error) {
 		return nil, err
 	}
 	c := &Commands{cfg: cfg, deps: deps, outcomes: outcomes, types: types, router: httpapi.NewRouter(deps.Auth, deps.Log)}
+	c.drained, c.drain = context.WithCancel(context.Background())
 	c.routes()
 	return c, nil
 }
@@ -133,6 +138,10 @@ func (c *Commands) Handler() fasthttp.RequestHandler { return c.router.Handler()
 
 // Run reads outcomes until ctx ends.
 func (c *Commands) Run(ctx context.Context) error { return c.outcomes.run(ctx) }
+
+// Drain lets the writes that are open, and those that still come, wait for their outcomes until ctx ends. Then they are answered
+// 202: a test may wait for longer than the edge does.
+func (c *Commands) Drain(ctx context.Context) { context.AfterFunc(ctx, c.drain) }
 
 // Check is nil once no outcome of a command sent from now on can be missed.
 func (c *Commands) Check(context.Context) error {
@@ -218,6 +227,8 @@ func (c *Commands) carryOutWithin(ctx *fasthttp.RequestCtx, wait time.Duration, 
 		}
 		return o, nil
 	case <-timer.C:
+		return nil, errPending
+	case <-c.drained.Done():
 		return nil, errPending
 	}
 }
