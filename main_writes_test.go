@@ -118,7 +118,7 @@ func (w *writes) edge(outcome time.Duration) *writer {
 	edge, err := ingest.New(ingest.Config{
 		HTTPAddr: "127.0.0.1:0", Kafka: w.kafka, Stripe: stripe.Config{Secrets: []string{stripeSecret}}, OutcomeTimeout: outcome,
 	}, ingest.Deps{
-		Routes: routes, Auth: httpapi.AdminKey(adminKey), Keyring: w.keyring, Rules: resource.NewRules(resource.Config{}),
+		Routes: routes, Auth: httpapi.AdminKey(adminKey), AdminKey: adminKey, Keyring: w.keyring, Rules: resource.NewRules(resource.Config{}),
 		Processor: reads.Handler(), Deliverer: reads.Handler(), Log: log, Registerer: reg,
 	})
 	require.NoError(w.t, err)

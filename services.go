@@ -282,7 +282,7 @@ func (s *service) newIngest(c settings.Ingest, guard *netguard.Guard, processorR
 		Stripe: stripe.Config{Secrets: c.StripeWebhookSecret.List(), Livemode: stripe.Livemode(c.StripeLivemode)},
 	}, ingest.Deps{
 		Listener: s.http, Routes: s.tables[schemas.Routes],
-		Auth: httpapi.AdminKey(string(c.AdminAPIKey)), Keyring: keyring,
+		Auth: httpapi.AdminKey(string(c.AdminAPIKey)), AdminKey: string(c.AdminAPIKey), Keyring: keyring,
 		Rules:     resource.NewRules(resource.Config{Defaults: endpointDefaults(c.EndpointDefaults), Guard: guard, Filters: filters}),
 		Processor: processorReads, Deliverer: delivererReads, Log: s.log, Registerer: s.reg,
 	})

@@ -71,7 +71,7 @@ func start(t testing.TB, cluster kafka.Config, change ...func(*ingest.Config, *i
 		HTTPAddr: "127.0.0.1:0", Kafka: cluster, Stripe: stripe.Config{Secrets: []string{secret}}, Worker: "w1",
 	}
 	deps := ingest.Deps{
-		Routes: e.routes, Auth: httpapi.AdminKey(adminKey), Keyring: keyring, Rules: resource.NewRules(resource.Config{}),
+		Routes: e.routes, Auth: httpapi.AdminKey(adminKey), AdminKey: adminKey, Keyring: keyring, Rules: resource.NewRules(resource.Config{}),
 		Processor: room("processor"), Deliverer: room("deliverer"),
 		Log: slog.New(slog.NewTextHandler(io.Discard, nil)), Registerer: e.reg,
 	}

@@ -83,6 +83,8 @@ type Deps struct {
 	Auth    httpapi.Authenticator
 	Keyring *seal.Keyring
 	Rules   *resource.Rules
+	// AdminKey is what Processor and Deliverer are asked with on the edge's own behalf.
+	AdminKey string
 	// Processor and Deliverer answer what the edge does not: the room's handler, or httpapi.Proxy to it.
 	Processor, Deliverer fasthttp.RequestHandler
 	Log                  *slog.Logger
@@ -134,7 +136,7 @@ func New(cfg Config, deps Deps) (*Edge, error) {
 		return nil, err
 	}
 	writes, err := commands.New(commands.Config{Kafka: cfg.Kafka, Wait: cfg.OutcomeTimeout}, commands.Deps{
-		Sender: producer, Auth: deps.Auth, Keyring: deps.Keyring, Rules: deps.Rules,
+		Sender: producer, Auth: deps.Auth, Keyring: deps.Keyring, Rules: deps.Rules, AdminKey: deps.AdminKey,
 		Processor: deps.Processor, Deliverer: deps.Deliverer, Log: deps.Log,
 	})
 	if err != nil {

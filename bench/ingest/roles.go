@@ -75,7 +75,7 @@ func runEdge(o options) error {
 	}
 	edge, err := ingest.New(
 		ingest.Config{HTTPAddr: "127.0.0.1:0", Kafka: cluster, Stripe: stripe.Config{Secrets: []string{secret}}},
-		ingest.Deps{Routes: table, Auth: httpapi.AdminKey("bench"), Keyring: keyring, Rules: resource.NewRules(resource.Config{}),
+		ingest.Deps{Routes: table, Auth: httpapi.AdminKey("bench"), AdminKey: "bench", Keyring: keyring, Rules: resource.NewRules(resource.Config{}),
 			Processor: nobody, Deliverer: nobody, Log: slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry()})
 	if err != nil {
 		return err

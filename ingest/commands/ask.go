@@ -10,13 +10,15 @@ import (
 	"github.com/betterdata/webhooks/internal/httpapi"
 )
 
-// ask has a room answer a read of what a command is about, and decodes the answer. It asks as the caller: what the caller
-// may not see is not found, and what the room says of it is answered.
-func ask(ctx *fasthttp.RequestCtx, room fasthttp.RequestHandler, path string, into any) error {
+// ask has a room answer a read of what a command is about, and decodes the answer. The path is of the organization that the
+// caller was admitted for, and only that is asked of: a key that may write need not have the scope of the read. What the
+// room says of it is answered.
+func (c *Commands) ask(ctx *fasthttp.RequestCtx, room fasthttp.RequestHandler, path string, into any) error {
 	var request fasthttp.Request
 	ctx.Request.Header.CopyTo(&request.Header)
 	request.Header.SetMethod(http.MethodGet)
 	request.Header.Set("x-request-id", httpapi.RequestID(ctx))
+	request.Header.Set(fasthttp.HeaderAuthorization, "Bearer "+c.deps.AdminKey)
 	for _, name := range []string{fasthttp.HeaderIfMatch, fasthttp.HeaderContentType, fasthttp.HeaderContentLength} {
 		request.Header.Del(name)
 	}

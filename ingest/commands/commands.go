@@ -60,6 +60,8 @@ type Deps struct {
 	Auth    httpapi.Authenticator
 	Keyring *seal.Keyring
 	Rules   *resource.Rules
+	// AdminKey is what the rooms are asked with.
+	AdminKey string
 	// Processor answers the reads of the same paths, and which account a connection is of; Deliverer, whose a delivery is.
 	Processor, Deliverer fasthttp.RequestHandler
 	Log                  *slog.Logger
@@ -79,8 +81,8 @@ type Commands struct {
 
 // New prepares the writes.
 func New(cfg Config, deps Deps) (*Commands, error) {
-	if deps.Keyring == nil || deps.Auth == nil || deps.Rules == nil || deps.Processor == nil || deps.Deliverer == nil {
-		return nil, errors.New("commands: Keyring, Auth, Rules, Processor and Deliverer are required")
+	if deps.Keyring == nil || deps.Auth == nil || deps.Rules == nil || deps.AdminKey == "" || deps.Processor == nil || deps.Deliverer == nil {
+		return nil, errors.New("commands: Keyring, Auth, Rules, AdminKey, Processor and Deliverer are required")
 	}
 	if cfg.Wait <= 0 {
 		cfg.Wait = defaultWait

@@ -220,7 +220,7 @@ func TestHowWritesAreAnswered(t *testing.T) {
 			require.NoError(t, err)
 			o := &standIn{decide: c.decide}
 			o.c, err = New(Config{Kafka: kafka.Config{Brokers: []string{"127.0.0.1:1"}}, Wait: 20 * time.Millisecond}, Deps{
-				Sender: o, Auth: httpapi.AdminKey("key"), Keyring: keyring, Rules: resource.NewRules(resource.Config{}),
+				Sender: o, Auth: httpapi.AdminKey("key"), AdminKey: "key", Keyring: keyring, Rules: resource.NewRules(resource.Config{}),
 				Processor: reads, Deliverer: reads, Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
 			})
 			require.NoError(t, err)
@@ -250,6 +250,58 @@ func TestHowWritesAreAnswered(t *testing.T) {
 			require.Len(t, o.sent, 1)
 			require.Equal(t, [2]string{c.topic, c.key}, [2]string{o.sent[0].Topic, o.sent[0].RoutingKey})
 			require.Equal(t, schemas.TypeCommand, kafka.ReadHeader(o.sent[0].Headers, schemas.HeaderType))
+		})
+	}
+}
+
+// keys are named after the organization and the one scope that they have.
+type keys struct{}
+
+func (keys) Authenticate(bearer string) (httpapi.Principal, bool) {
+	org, scope, _ := strings.Cut(bearer, " ")
+	return httpapi.Principal{KeyID: "key_1", Organization: org, Scopes: map[string]bool{scope: true}}, true
+}
+
+func TestWhoMayWriteNeedNotRead(t *testing.T) {
+	const org = "/v1/orgs/org_1"
+	endpoint, delivery := org+"/endpoints/"+id.Derive(id.Endpoint, "1"), org+"/deliveries/"+id.Derive(id.Delivery, "1")
+	for name, c := range map[string]struct {
+		path, key string
+		status    int
+	}{
+		"a retry":                              {delivery + "/retry", "org_1 deliveries:write", 202},
+		"a cancel":                             {delivery + "/cancel", "org_1 deliveries:write", 202},
+		"a test":                               {endpoint + "/test", "org_1 endpoints:write", 202},
+		"a retry by who may only read":         {delivery + "/retry", "org_1 deliveries:read", 403},
+		"a test by who may write other things": {endpoint + "/test", "org_1 deliveries:write", 403},
+		"a retry by another organization":      {delivery + "/retry", "org_2 deliveries:write", 403},
+	} {
+		t.Run(name, func(t *testing.T) {
+			keyring, err := seal.NewKeyring(seal.NewKey())
+			require.NoError(t, err)
+			rooms := httpapi.NewRouter(httpapi.AdminKey("admin"), slog.New(slog.DiscardHandler))
+			for _, path := range []string{"/endpoints/{id}", "/deliveries/{id}"} {
+				rooms.Handle(http.MethodGet, "/v1/orgs/{org}"+path, "things:read", func(ctx *fasthttp.RequestCtx, _ httpapi.Principal) error {
+					reads(ctx)
+					return nil
+				})
+			}
+			o := &standIn{decide: func(*webhooksv1.Command) (*webhooksv1.CommandOutcome, error) { return nil, nil }}
+			o.c, err = New(Config{Kafka: kafka.Config{Brokers: []string{"127.0.0.1:1"}}, Wait: time.Millisecond}, Deps{
+				Sender: o, Auth: keys{}, AdminKey: "admin", Keyring: keyring, Rules: resource.NewRules(resource.Config{}),
+				Processor: rooms.Handler(), Deliverer: rooms.Handler(), Log: slog.New(slog.DiscardHandler),
+			})
+			require.NoError(t, err)
+			defer o.c.outcomes.client.Close()
+			o.c.outcomes.tailing.Store(true)
+
+			var ctx fasthttp.RequestCtx
+			ctx.Request.Header.SetMethod(http.MethodPost)
+			ctx.Request.SetRequestURI(c.path)
+			ctx.Request.Header.Set("Authorization", "Bearer "+c.key)
+			o.c.Handler()(&ctx)
+			require.Equal(t, c.status, ctx.Response.StatusCode(), "%s", ctx.Response.Body())
+			require.Equal(t, c.status == 202, len(o.sent) == 1)
 		})
 	}
 }

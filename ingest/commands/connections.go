@@ -68,7 +68,7 @@ func (c *Commands) deleteConnection(ctx *fasthttp.RequestCtx, p httpapi.Principa
 	if problem != nil {
 		return problem
 	}
-	source, account, err := c.accountOf(ctx)
+	source, account, err := c.accountOf(ctx, "/v1/orgs/"+cmd.OrganizationId+"/connections/"+connectionID)
 	if err != nil {
 		return err
 	}
@@ -82,10 +82,10 @@ func (c *Commands) deleteConnection(ctx *fasthttp.RequestCtx, p httpapi.Principa
 	return c.delete(ctx, ofAccount(source, account), cmd, connectionID)
 }
 
-// accountOf asks the processor which account the connection of this path is of, since that decides who owns it.
-func (c *Commands) accountOf(ctx *fasthttp.RequestCtx) (source, account string, err error) {
+// accountOf asks the processor which account the connection at a path is of, since that decides who owns it.
+func (c *Commands) accountOf(ctx *fasthttp.RequestCtx, path string) (source, account string, err error) {
 	var found struct{ Source, Account string }
-	if err := ask(ctx, c.deps.Processor, string(ctx.Path()), &found); err != nil {
+	if err := c.ask(ctx, c.deps.Processor, path, &found); err != nil {
 		return "", "", err
 	}
 	if found.Source == "" || found.Account == "" {

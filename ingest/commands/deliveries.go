@@ -52,7 +52,7 @@ func (c *Commands) onDelivery(ctx *fasthttp.RequestCtx, p httpapi.Principal, sta
 	}
 	path := "/v1/orgs/" + cmd.OrganizationId + "/deliveries/" + deliveryID
 	var found resource.Delivery
-	if err := ask(ctx, c.deps.Deliverer, path, &found); err != nil {
+	if err := c.ask(ctx, c.deps.Deliverer, path, &found); err != nil {
 		return err
 	}
 	action(cmd, &found)
@@ -96,7 +96,7 @@ func (c *Commands) testEndpoint(ctx *fasthttp.RequestCtx, p httpapi.Principal) e
 		Version   uint64 `json:"version"`
 		TimeoutMS int64  `json:"timeoutMs"`
 	}
-	if err := ask(ctx, c.deps.Processor, "/v1/orgs/"+cmd.OrganizationId+"/endpoints/"+endpointID, &endpoint); err != nil {
+	if err := c.ask(ctx, c.deps.Processor, "/v1/orgs/"+cmd.OrganizationId+"/endpoints/"+endpointID, &endpoint); err != nil {
 		return err
 	}
 	test := &webhooksv1.TestEndpoint{

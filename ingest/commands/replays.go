@@ -34,7 +34,7 @@ func (c *Commands) startReplay(ctx *fasthttp.RequestCtx, p httpapi.Principal) er
 		Enabled bool   `json:"enabled"`
 		Version uint64 `json:"version"`
 	}
-	if err := ask(ctx, c.deps.Processor, "/v1/orgs/"+cmd.OrganizationId+"/endpoints/"+endpointID, &endpoint); err != nil {
+	if err := c.ask(ctx, c.deps.Processor, "/v1/orgs/"+cmd.OrganizationId+"/endpoints/"+endpointID, &endpoint); err != nil {
 		return err
 	}
 	if !endpoint.Enabled {
@@ -76,7 +76,7 @@ func (c *Commands) changeReplay(status string) httpapi.Handler {
 		}
 		path := "/v1/orgs/" + cmd.OrganizationId + "/replays/" + replayID
 		var found resource.Replay
-		if err := ask(ctx, c.deps.Deliverer, path, &found); err != nil {
+		if err := c.ask(ctx, c.deps.Deliverer, path, &found); err != nil {
 			return err
 		}
 		cmd.Action = &webhooksv1.Command_ChangeReplay{ChangeReplay: &webhooksv1.ChangeReplay{
