@@ -110,10 +110,13 @@ func (r *record) find(delivery string) <-chan result {
 	return done
 }
 
+// accepted is recent: what is older than the table keeps is gone as it is inserted.
+var accepted = time.Now().UnixMilli()
+
 func row(version uint64) *webhooksv1.DeliveryRow {
 	return &webhooksv1.DeliveryRow{
 		DeliveryId: dlv, OrganizationId: org, EndpointId: ep, EventId: "evt_1", Status: "dead", Test: true,
-		AcceptedUnixMs: 1_700_000_000_123, AttemptCount: uint32(version - 1), Version: version,
+		AcceptedUnixMs: accepted, AttemptCount: uint32(version - 1), Version: version,
 	}
 }
 
