@@ -22,6 +22,16 @@ func (d *Dispatcher) Searching() (n int) {
 	return n
 }
 
+// ToSearch is how many deliveries wait for a search in the archive.
+func (d *Dispatcher) ToSearch() (n int) {
+	d.eachTask(func(t *task) {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		n += len(t.toSearch.order)
+	})
+	return n
+}
+
 // HeldBytes is the memory of what is in hand.
 func (d *Dispatcher) HeldBytes() int64 { return d.room.held.Load() }
 

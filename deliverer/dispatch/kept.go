@@ -29,6 +29,9 @@ type kept struct {
 	ended bool
 }
 
+// isKept reports that a command is in the schedule, or will be with the open transaction.
+func (t *task) isKept(c *kept) bool { return slices.Contains(t.commands[c.at.Delivery], c) }
+
 // keep puts a command that did not end to the schedule.
 func (t *task) keep(tx *stream.Tx, c *kept) error {
 	t.commands[c.at.Delivery] = append(t.commands[c.at.Delivery], c)
@@ -64,13 +67,23 @@ func (t *task) askAgain(delivery string, now time.Time) {
 	t.part.WakeAt(now.Add(heldPoll))
 }
 
-// attendCommands goes on with the commands that are asked for.
+// attendCommands goes on with the commands that wait for a search, and with those that are asked for.
 func (t *task) attendCommands(tx *stream.Tx, now time.Time) error {
 	t.takeFound()
+	// Who is next in line may need no search any more: as many are taken as find a place.
+	for len(t.searching) < maxSearches && len(t.toSearch.order) > 0 {
+		if err := t.attendDeliveries(tx, t.toSearch.take(maxSearches-len(t.searching)), now); err != nil {
+			return err
+		}
+	}
 	asked := t.asked
 	t.asked = nil
 	slices.Sort(asked)
-	for _, delivery := range slices.Compact(asked) {
+	return t.attendDeliveries(tx, slices.Compact(asked), now)
+}
+
+func (t *task) attendDeliveries(tx *stream.Tx, deliveries []string, now time.Time) error {
+	for _, delivery := range deliveries {
 		for _, c := range t.commands[delivery] {
 			if c.ended {
 				continue
@@ -126,6 +139,7 @@ func (t *task) settleCommands(committed bool) {
 		list := slices.DeleteFunc(t.commands[c.at.Delivery], func(other *kept) bool { return other == c })
 		if t.commands[c.at.Delivery] = list; len(list) == 0 {
 			delete(t.commands, c.at.Delivery)
+			delete(t.archived, c.at.Delivery) // nobody looks to it that it stays true
 		}
 	}
 	if committed {
@@ -169,14 +183,15 @@ type found struct {
 	err error
 }
 
-// search looks for a delivery in the record, beside the loop; what is found asks for its commands.
+// search looks for a delivery in the record, beside the loop; what is found asks for its commands. A command that is not
+// kept yet asks again when it is.
 func (t *task) search(c *kept) {
 	delivery := c.at.Delivery
 	switch {
-	case t.searching[delivery]:
+	case t.searching[delivery] || !t.isKept(c):
 		return
 	case len(t.searching) >= maxSearches:
-		t.toSearch = append(t.toSearch, delivery)
+		t.toSearch.add(delivery)
 		return
 	}
 	t.searching[delivery] = true
@@ -198,12 +213,6 @@ func (t *task) takeFound() {
 			t.archived[f.delivery] = f
 			t.ask(f.delivery)
 		}
-	}
-	if n := min(len(t.finds), len(t.toSearch)); n > 0 {
-		for _, delivery := range t.toSearch[:n] {
-			t.ask(delivery)
-		}
-		t.toSearch = t.toSearch[n:]
 	}
 	t.finds = nil
 }

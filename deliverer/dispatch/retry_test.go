@@ -2,6 +2,7 @@ package dispatch_test
 
 import (
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -439,21 +440,49 @@ func TestARetryWaitsForTheRecordAndHoldsUpNothing(t *testing.T) {
 }
 
 func TestManyRetriesLookInTheRecordAFewAtATime(t *testing.T) {
-	w := newWorld(t, nil)
-	ep := w.endpoint("a", nil)
-	var events, retries []*kgo.Record
-	for _, name := range names("e", 50) {
-		events = append(events, w.event(name, ep))
-		retries = append(retries, w.retry(name, ep))
+	for name, ask := range map[string]func(w *world, retries []*kgo.Record){
+		"at once": func(w *world, retries []*kgo.Record) { w.settle(w.Process(retries...)) },
+		"one by one": func(w *world, retries []*kgo.Record) {
+			for _, r := range retries {
+				w.settle(w.Process(r))
+			}
+		},
+		"with aborts": func(w *world, retries []*kgo.Record) {
+			for _, r := range retries {
+				w.Abort(r)
+				w.settle(w.Redeliver())
+			}
+		},
+		"aborted as they go on": func(w *world, retries []*kgo.Record) {
+			w.settle(w.Process(retries...))
+			for range 20 {
+				w.Abort()
+			}
+			w.settle(w.Commit())
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, nil)
+			ep := w.endpoint("a", nil)
+			var events, retries []*kgo.Record
+			for _, name := range names("e", 50) {
+				events = append(events, w.event(name, ep))
+				retries = append(retries, w.retry(name, ep))
+			}
+			w.settle(w.Process(events...))
+			w.archive.holdBack()
+			ask(w, retries)
+			require.Equal(t, 16, w.archive.holding())
+			require.Equal(t, 34, w.d.ToSearch(), "each is in line once")
+			w.archive.release()
+			w.quiet()
+			w.Abort()
+			out := w.settle(w.Commit())
+			require.Len(t, outcomes(t, out), 50)
+			require.Len(t, attempts(t, out), 50)
+			require.Equal(t, []string{"2 manual"}, slices.Compact(triggers(t, out)))
+			require.Zero(t, w.d.ToSearch())
+			require.Empty(t, w.Keys(schemas.Retries))
+		})
 	}
-	w.settle(w.Process(events...))
-	w.archive.holdBack()
-	w.settle(w.Process(retries...))
-	require.Equal(t, 16, w.archive.holding())
-	w.archive.release()
-	out := w.settle(w.Commit())
-	require.Len(t, outcomes(t, out), 50)
-	require.Len(t, attempts(t, out), 50)
-	require.Equal(t, 50, w.archive.asked)
-	require.Empty(t, w.Keys(schemas.Retries))
 }

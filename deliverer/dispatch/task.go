@@ -75,7 +75,7 @@ type task struct {
 	// searching are the deliveries that are looked for in the record, toSearch those that have to wait for that; finds is what
 	// came of it, and archived what of that is to be used.
 	searching map[string]bool
-	toSearch  []string
+	toSearch  *line
 	finds     []found
 	archived  map[string]found
 	// Of the open transaction: commands that it brought, and ended.
@@ -93,7 +93,7 @@ func newTask(d *Dispatcher, p *stream.Partition) *task {
 	return &task{
 		d: d, part: p, log: d.deps.Log.With("partition", p.ID()),
 		endpoints: map[string]*endpoint{}, flights: map[string]*flight{},
-		commands: map[string][]*kept{}, searching: map[string]bool{}, archived: map[string]found{},
+		commands: map[string][]*kept{}, searching: map[string]bool{}, toSearch: newLine(), archived: map[string]found{},
 	}
 }
 
