@@ -16,7 +16,8 @@
 //
 // Rows that are written after the call are the caller's to know of: it owns the partition, and makes them.
 //
-// Find waits for as long as that takes: ClickHouse may be away. A bounded number of them look at a time.
+// Find waits for as long as that takes: ClickHouse may be away, or the sink behind for one partition. A bounded number of
+// them look at a time; one that waits for its next look keeps none from looking.
 package archive
 
 import (
@@ -92,14 +93,10 @@ func (a *Archive) Close() { a.admin.Close() }
 // Find looks for a delivery whose endpoint is of that partition, as of now. It answers ErrNotFound, or, once ctx has
 // ended, ctx's error; what else fails is tried again.
 func (a *Archive) Find(ctx context.Context, partition int32, organization, delivery string) (*Delivery, error) {
-	if err := a.slots.Acquire(ctx, 1); err != nil {
-		return nil, err
-	}
-	defer a.slots.Release(1)
 	f := &find{a: a, partition: partition, organization: organization, delivery: delivery, rows: -1, events: -1}
 	began, reported := time.Now(), time.Now()
 	for {
-		found, err := f.try(ctx)
+		found, err := f.look(ctx)
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
 		}
@@ -130,6 +127,15 @@ type find struct {
 
 // errBehind says that a sink has not passed the end.
 var errBehind = errors.New("the record is behind the log")
+
+// look tries once, in its turn.
+func (f *find) look(ctx context.Context) (*Delivery, error) {
+	if err := f.a.slots.Acquire(ctx, 1); err != nil {
+		return nil, err
+	}
+	defer f.a.slots.Release(1)
+	return f.try(ctx)
+}
 
 func (f *find) try(ctx context.Context) (*Delivery, error) {
 	if err := f.passed(ctx, schemas.DeliveryRows, "deliveries", f.partition, &f.rows); err != nil {

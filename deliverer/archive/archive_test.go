@@ -74,7 +74,9 @@ func (r *record) insert(row *webhooksv1.DeliveryRow) {
 		row.DeliveryId, row.OrganizationId, row.EndpointId, row.EventId, row.Status, row.AcceptedUnixMs, row.AttemptCount, row.Test, row.Version))
 }
 
-func (r *record) commit(offset int64) {
+func (r *record) commit(offset int64) { r.t.Helper(); r.commitOf(partition, offset) }
+
+func (r *record) commitOf(partition int32, offset int64) {
 	r.t.Helper()
 	offsets := kadm.Offsets{}
 	offsets.Add(kadm.Offset{Topic: r.kafka.Topic(schemas.DeliveryRows), Partition: partition, At: offset})
@@ -99,7 +101,9 @@ type result struct {
 	err error
 }
 
-func (r *record) find(delivery string) <-chan result {
+func (r *record) find(delivery string) <-chan result { return r.findOf(partition, delivery) }
+
+func (r *record) findOf(partition int32, delivery string) <-chan result {
 	ctx, cancel := context.WithTimeout(r.t.Context(), 30*time.Second)
 	done := make(chan result, 1)
 	go func() {
@@ -143,6 +147,29 @@ func TestWhatIsFoundIsWholeAsOfTheQuestion(t *testing.T) {
 	require.EqualValues(t, 2, got.Row.AttemptCount)
 	require.Equal(t, ep, got.Row.EndpointId)
 	require.True(t, got.Row.Test)
+}
+
+func TestASinkThatStandsStillHoldsUpNoOtherPartition(t *testing.T) {
+	r := newRecord(t)
+	r.log(schemas.DeliveryRows, partition, row(1))
+	var stuck []<-chan result
+	for range 8 {
+		stuck = append(stuck, r.find(dlv))
+	}
+	time.Sleep(300 * time.Millisecond) // all of them have looked
+	r.log(schemas.DeliveryRows, partition+1, row(1))
+	r.insert(row(1))
+	r.commitOf(partition+1, 1)
+	select {
+	case got := <-r.findOf(partition+1, dlv):
+		require.NoError(t, got.err)
+	case <-time.After(10 * time.Second):
+		require.Fail(t, "it waits for those whose sink is behind")
+	}
+	r.commit(1)
+	for _, done := range stuck {
+		require.NoError(t, (<-done).err)
+	}
 }
 
 func TestAnEventIsMadeAsItWasSent(t *testing.T) {
