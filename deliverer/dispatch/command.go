@@ -43,10 +43,14 @@ func (t *task) command(tx *stream.Tx, in *kgo.Record) error {
 	}
 	c := newKept(cmd, in.Offset, t.now)
 	// Behind one that waits it is not attended to before.
-	if len(t.waitingFor(c.at.Delivery)) == 0 {
+	before := len(t.waitingFor(c.at.Delivery))
+	if before == 0 {
 		if done, err := t.attend(tx, c, t.now); done || err != nil {
 			return err
 		}
+	}
+	if before >= maxKeptOfDelivery || t.crowded() {
+		return t.refuse(tx, cmd, tooManyCommands())
 	}
 	return t.keep(tx, c)
 }

@@ -102,6 +102,48 @@ func TestACommandWithAnIdempotencyKeyIsConcluded(t *testing.T) {
 	require.Equal(t, header(asked, schemas.HeaderID), cmd.GetConcludeCommand().GetOutcome().GetCommandId())
 }
 
+func TestTooManyCommandsWaitForADelivery(t *testing.T) {
+	w := newWorld(t, nil)
+	ep := w.endpoint("a", nil)
+	w.receiver.holdBack("e1")
+	w.settle(w.Process(w.event("e1", ep), w.event("e2", ep)))
+	for range 16 {
+		require.Empty(t, outcomes(t, w.settle(w.Process(w.retry("e1", ep)))))
+	}
+	out := w.settle(w.Process(w.retry("e1", ep)))
+	require.Equal(t, "too_many_commands", refusal(t, out))
+	require.EqualValues(t, 503, outcomes(t, out)[0].GetRefusal().GetStatus())
+	answered(t, w.settle(w.Process(w.retry("e2", ep))))
+	w.receiver.release("e1")
+	require.Len(t, outcomes(t, w.settle(w.Commit())), 16)
+	require.Empty(t, w.Keys(schemas.Retries))
+}
+
+func TestTooManyCommandsWaitForAPartition(t *testing.T) {
+	w := newWorld(t, nil)
+	ep := w.endpoint("a", nil)
+	w.receiver.answer(500)
+	w.settle(w.Process(w.event("e1", ep)))
+	w.archive.holdBack()
+	var many []*kgo.Record
+	for _, name := range names("x", 1000) {
+		many = append(many, w.retry(name, ep))
+	}
+	w.Abort(many...)
+	require.Empty(t, outcomes(t, w.settle(w.Redeliver())), "what was taken back does not count")
+	require.Equal(t, "too_many_commands", refusal(t, w.settle(w.Process(w.retry("y", ep)))))
+	require.Equal(t, "too_many_commands", refusal(t, w.settle(w.Process(w.try("t1", ep)))))
+	require.Equal(t, "canceled", answered(t, w.settle(w.Process(w.cancel("e1", ep)))).Reason, "what need not wait is done")
+	w.Crash()
+	w.settle(w.Redeliver())
+	require.Equal(t, "too_many_commands", refusal(t, w.settle(w.Process(w.retry("y", ep)))), "the next owner keeps them too")
+	w.archive.release()
+	require.Len(t, outcomes(t, w.settle(w.Commit())), 1000)
+	require.Equal(t, "not_found", refusal(t, w.settle(w.Process(w.retry("y", ep)))))
+	require.Len(t, w.receiver.sent(), 1)
+	require.Empty(t, w.Keys(schemas.Retries))
+}
+
 func TestACommandThatCannotBeReadIsKeptAsDeadLetter(t *testing.T) {
 	for name, change := range map[string]func(*webhooksv1.Command, *kgo.Record){
 		"no protobuf":     func(_ *webhooksv1.Command, r *kgo.Record) { r.Value = []byte("\xff") },

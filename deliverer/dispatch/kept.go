@@ -6,6 +6,7 @@ import (
 
 	"github.com/betterdata/webhooks/deliverer/archive"
 	"github.com/betterdata/webhooks/deliverer/schedule"
+	"github.com/betterdata/webhooks/internal/httpapi"
 	"github.com/betterdata/webhooks/internal/stream"
 	webhooksv1 "github.com/betterdata/webhooks/schemas/webhooks/v1"
 )
@@ -15,6 +16,14 @@ import (
 // however long it takes, and whoever owns the partition next goes on with it.
 //
 // A delivery's commands are attended to in the order they came. An attempt that ends answers all that wait for it.
+//
+// They are in memory, and each is attended to anew whenever its delivery is: one beyond the bounds is refused.
+const (
+	// maxKeptOfDelivery bounds the commands that wait on a delivery.
+	maxKeptOfDelivery = 16
+	// maxKept bounds those of a partition.
+	maxKept = 1000
+)
 
 // kept is a command in hand.
 type kept struct {
@@ -29,12 +38,20 @@ type kept struct {
 	ended bool
 }
 
+// crowded reports that the partition keeps no more commands.
+func (t *task) crowded() bool { return t.keeps-len(t.ended) >= maxKept }
+
+func tooManyCommands() *httpapi.Problem {
+	return httpapi.Unavailable("too_many_commands", "Too many commands wait already. Send it again when they have ended.")
+}
+
 // isKept reports that a command is in the schedule, or will be with the open transaction.
 func (t *task) isKept(c *kept) bool { return slices.Contains(t.commands[c.at.Delivery], c) }
 
 // keep puts a command that did not end to the schedule.
 func (t *task) keep(tx *stream.Tx, c *kept) error {
 	t.commands[c.at.Delivery] = append(t.commands[c.at.Delivery], c)
+	t.keeps++
 	t.brought = append(t.brought, c)
 	return t.putCommand(tx, c)
 }
@@ -51,6 +68,7 @@ func (t *task) recallCommands(tx *stream.Tx, now time.Time) error {
 		// One that this version does not know has a place all the same, and is refused.
 		c.at = at
 		t.commands[at.Delivery] = append(t.commands[at.Delivery], c)
+		t.keeps++
 		t.ask(at.Delivery)
 	})
 }
@@ -135,6 +153,7 @@ func (t *task) settleCommands(committed bool) {
 			c.ended = false
 		}
 	}
+	t.keeps -= len(gone)
 	for _, c := range gone {
 		list := slices.DeleteFunc(t.commands[c.at.Delivery], func(other *kept) bool { return other == c })
 		if t.commands[c.at.Delivery] = list; len(list) == 0 {

@@ -69,8 +69,10 @@ type task struct {
 	// answered are commands, to be counted.
 	answered []answered
 
-	// commands are those that are kept, by delivery; asked, the deliveries whose commands are to be looked at.
+	// commands are those that are kept, by delivery, and keeps their number; asked, the deliveries whose commands are to be
+	// looked at.
 	commands map[string][]*kept
+	keeps    int
 	asked    []string
 	// searching are the deliveries that are looked for in the record, toSearch those that have to wait for that; finds is what
 	// came of it, and archived what of that is to be used.

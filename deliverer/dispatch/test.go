@@ -52,6 +52,9 @@ func (t *task) test(tx *stream.Tx, c *kept, now time.Time) (done bool, err error
 		return true, t.refuse(tx, c.cmd, httpapi.Unavailable("too_many_tests",
 			"%d tests of the endpoint wait already. Make another when they have ended.", len(e.tests)))
 	}
+	if t.crowded() && !t.isKept(c) {
+		return true, t.refuse(tx, c.cmd, tooManyCommands()) // it is kept from the moment that it may begin
+	}
 	f := t.newTest(c, e, now)
 	if c.started {
 		e.tests = append(e.tests, f)
