@@ -29,7 +29,6 @@ import (
 
 	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
 	"github.com/twmb/franz-go/pkg/kadm"
-	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"golang.org/x/sync/semaphore"
 
@@ -93,7 +92,11 @@ func (a *Archive) Close() { a.admin.Close() }
 // Find looks for a delivery whose endpoint is of that partition, as of now. It answers ErrNotFound, or, once ctx has
 // ended, ctx's error; what else fails is tried again.
 func (a *Archive) Find(ctx context.Context, partition int32, organization, delivery string) (*Delivery, error) {
-	f := &find{a: a, partition: partition, organization: organization, delivery: delivery, rows: -1, events: -1}
+	f := &find{
+		a: a, organization: organization, delivery: delivery,
+		rows:   stretch{schemas.DeliveryRows, sinkOf("deliveries"), partition, -1},
+		events: stretch{schemas.EventRows, sinkOf("events"), a.cfg.PartitionOf(organization), -1},
+	}
 	began, reported := time.Now(), time.Now()
 	for {
 		found, err := f.look(ctx)
@@ -119,10 +122,9 @@ func (a *Archive) Find(ctx context.Context, partition int32, organization, deliv
 // find is one search.
 type find struct {
 	a                      *Archive
-	partition              int32
 	organization, delivery string
-	// rows and events are the ends that the sinks must have passed; -1 = not asked for.
-	rows, events int64
+	// rows and events are what the sinks must have passed.
+	rows, events stretch
 }
 
 // errBehind says that a sink has not passed the end.
@@ -138,7 +140,7 @@ func (f *find) look(ctx context.Context) (*Delivery, error) {
 }
 
 func (f *find) try(ctx context.Context) (*Delivery, error) {
-	if err := f.passed(ctx, schemas.DeliveryRows, "deliveries", f.partition, &f.rows); err != nil {
+	if err := f.passed(ctx, &f.rows); err != nil {
 		return nil, err
 	}
 	row, err := f.a.row(ctx, f.organization, f.delivery)
@@ -153,36 +155,18 @@ func (f *find) try(ctx context.Context) (*Delivery, error) {
 		return &Delivery{row, event}, err
 	}
 	// Its row was written with the delivery's first one, and may be on its way.
-	if err := f.passed(ctx, schemas.EventRows, "events", f.a.cfg.PartitionOf(f.organization), &f.events); err != nil {
+	if err := f.passed(ctx, &f.events); err != nil {
 		return nil, err
 	}
 	event, err = f.a.event(ctx, row)
 	return &Delivery{row, event}, err
 }
 
-// passed is nil once a table has all rows of a partition up to its end, which is asked for at the first call.
-func (f *find) passed(ctx context.Context, topic, table string, partition int32, end *int64) error {
-	topic = f.a.cfg.Topic(topic)
-	if *end < 0 {
-		ends, err := f.a.admin.ListEndOffsets(ctx, topic)
-		if err == nil {
-			err = ends.Error()
-		}
-		at, ok := ends.Lookup(topic, partition)
-		if err != nil || !ok {
-			return fmt.Errorf("find the end of %s/%d: %w", topic, partition, err)
-		}
-		*end = at.Offset
+// passed is nil once a sink has all rows of its stretch in the table. It goes past the marks of transactions, too.
+func (f *find) passed(ctx context.Context, s *stretch) error {
+	at, err := f.a.position(ctx, s)
+	if err == nil && at < s.end {
+		err = fmt.Errorf("%w: %s/%d up to %d", errBehind, s.topic, s.partition, s.end)
 	}
-	if *end == 0 {
-		return nil
-	}
-	committed, err := f.a.admin.FetchOffsets(ctx, f.a.cfg.Topic(schemas.GroupSinkPrefix+table))
-	if err != nil && !errors.Is(err, kerr.GroupIDNotFound) {
-		return fmt.Errorf("fetch the offsets of the sink of %s: %w", table, err)
-	}
-	if at, ok := committed.Lookup(topic, partition); !ok || at.Err != nil || at.At < *end {
-		return fmt.Errorf("%w: %s/%d up to %d", errBehind, topic, partition, *end)
-	}
-	return nil
+	return err
 }

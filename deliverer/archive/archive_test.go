@@ -172,6 +172,19 @@ func TestASinkThatStandsStillHoldsUpNoOtherPartition(t *testing.T) {
 	}
 }
 
+// What the log has let go of is in the table, or was never of interest: no sink comes to commit that it passed it.
+func TestTheStartOfTheLogIsPassed(t *testing.T) {
+	r := newRecord(t)
+	r.log(schemas.DeliveryRows, partition, row(1))
+	gone := kadm.Offsets{}
+	gone.Add(kadm.Offset{Topic: r.kafka.Topic(schemas.DeliveryRows), Partition: partition, At: 1})
+	deleted, err := kadm.NewClient(r.client).DeleteRecords(t.Context(), gone)
+	require.NoError(t, err)
+	require.NoError(t, deleted.Error())
+	r.insert(row(1))
+	require.NoError(t, (<-r.find(dlv)).err)
+}
+
 func TestAnEventIsMadeAsItWasSent(t *testing.T) {
 	r := newRecord(t)
 	r.sinks()

@@ -20,6 +20,8 @@ type stretch struct {
 	end int64
 }
 
+func sinkOf(table string) string { return schemas.GroupSinkPrefix + table }
+
 // Recorded begins to find out whether the record has every event of the organization that was accepted before the call, and
 // what its deliveries to the endpoint had come to. What it returns is asked until it says so; it is not safe for
 // concurrent use.
@@ -29,7 +31,6 @@ type stretch struct {
 // an offset once all rows before it are inserted. Events that the router holds are not the organization's yet.
 func (a *Archive) Recorded(organization, endpoint string) func(context.Context) (bool, error) {
 	org, ep := a.cfg.PartitionOf(organization), a.cfg.PartitionOf(endpoint)
-	sinkOf := func(table string) string { return schemas.GroupSinkPrefix + table }
 	way := [][]stretch{
 		{{schemas.Inbound, schemas.GroupInbound, org, -1}},
 		{{schemas.Events, schemas.GroupFanOut, org, -1}},
@@ -53,32 +54,39 @@ func (a *Archive) Recorded(organization, endpoint string) func(context.Context) 
 
 // through reports that a stretch's group has passed the end.
 func (a *Archive) through(ctx context.Context, s *stretch) (bool, error) {
+	at, err := a.position(ctx, s)
+	if err != nil || at >= s.end {
+		return err == nil, err
+	}
+	// What is left may be no more than the mark of a transaction's end.
+	next, err := kafka.NextRecord(ctx, a.client, a.cfg.Topic(s.topic), s.partition, at)
+	return err == nil && next >= s.end, err
+}
+
+// position is where a stretch's group stands, which is no earlier than the log's start. The stretch's end is asked for at
+// the first call.
+func (a *Archive) position(ctx context.Context, s *stretch) (int64, error) {
 	topic := a.cfg.Topic(s.topic)
 	if s.end < 0 {
 		end, err := offset(topic, s.partition)(a.admin.ListEndOffsets(ctx, topic))
 		if err != nil {
-			return false, fmt.Errorf("find the end of %s/%d: %w", topic, s.partition, err)
+			return 0, fmt.Errorf("find the end of %s/%d: %w", topic, s.partition, err)
 		}
 		s.end = end
 	}
 	from, err := offset(topic, s.partition)(a.admin.ListStartOffsets(ctx, topic))
 	if err != nil {
-		return false, fmt.Errorf("find the start of %s/%d: %w", topic, s.partition, err)
+		return 0, fmt.Errorf("find the start of %s/%d: %w", topic, s.partition, err)
 	}
 	group := a.cfg.Topic(s.group)
 	committed, err := a.admin.FetchOffsetsForTopics(ctx, group, topic)
 	if err != nil && !errors.Is(err, kerr.GroupIDNotFound) {
-		return false, fmt.Errorf("fetch the offsets of %s: %w", group, err)
+		return 0, fmt.Errorf("fetch the offsets of %s: %w", group, err)
 	}
 	if at, ok := committed.Lookup(topic, s.partition); ok && at.Err == nil {
 		from = max(from, at.At)
 	}
-	if from >= s.end {
-		return true, nil
-	}
-	// What is left may be no more than the mark of a transaction's end.
-	next, err := kafka.NextRecord(ctx, a.client, topic, s.partition, from)
-	return err == nil && next >= s.end, err
+	return from, nil
 }
 
 // offset picks a partition's.
