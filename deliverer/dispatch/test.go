@@ -123,26 +123,44 @@ func (t *task) letOutTests(e *endpoint, now time.Time) {
 	}
 }
 
-// turnAwayTest ends a test that cannot be made.
+// turnAwayTest ends a test that cannot be made. One that may have gone out must have its row, and is one that broke off.
 func (t *task) turnAwayTest(tx *stream.Tx, f *flight, now time.Time) (ended bool, err error) {
+	reason := ""
+	var problem *httpapi.Problem
 	switch {
 	case f.ep.mode() == deleted:
-		err = t.refuse(tx, f.test.cmd, httpapi.NotFound())
+		reason, problem = reasonDeleted, httpapi.NotFound()
 	case f.ep.mode() == disabled:
-		return true, t.endTest(tx, f, verdict{status: schemas.DeliveryDead, reason: reasonDisabled}, 0, now)
+		reason = reasonDisabled
 	case f.ep.broken:
-		err = t.refuse(tx, f.test.cmd, httpapi.NewProblem(http.StatusInternalServerError, "secrets_unreadable",
-			"The endpoint's secrets cannot be decrypted: SECRETS_KEY lost the key they were sealed with."))
-	case now.Sub(f.ready) >= testWait && !f.maybe: // one that may have gone out must have its row
-		err = t.refuse(tx, f.test.cmd, httpapi.Unavailable("endpoint_busy",
-			"The endpoint has had no room for a test: its concurrency or rate is used up. Make another later."))
+		reason, problem = reasonExhausted, httpapi.NewProblem(http.StatusInternalServerError, "secrets_unreadable",
+			"The endpoint's secrets cannot be decrypted: SECRETS_KEY lost the key they were sealed with.")
+	case now.Sub(f.ready) >= testWait && !f.maybe:
+		problem = httpapi.Unavailable("endpoint_busy",
+			"The endpoint has had no room for a test: its concurrency or rate is used up. Make another later.")
 	default:
 		return false, nil
+	}
+	switch {
+	case f.maybe:
+		return true, t.breakOffTest(tx, f, verdict{status: schemas.DeliveryDead, reason: reason}, now)
+	case problem == nil:
+		return true, t.endTest(tx, f, verdict{status: schemas.DeliveryDead, reason: reason}, 0, now)
 	}
 	t.hand(f)
 	f.verdict = verdict{}
 	t.endCommand(tx, f.test)
-	return true, err
+	return true, t.refuse(tx, f.test.cmd, problem)
+}
+
+// breakOffTest ends a test that an earlier owner may have made, as end does with a delivery.
+func (t *task) breakOffTest(tx *stream.Tx, f *flight, v verdict, now time.Time) error {
+	f.verdict = v
+	f.result = sender.Result{Started: now, Class: sender.Reset, RequestBytes: len(f.event.GetBody())}
+	if err := t.emitAttempt(tx, f); err != nil {
+		return err
+	}
+	return t.endTest(tx, f, v, f.number, now)
 }
 
 // endTest writes the row of a test, and answers it.

@@ -223,6 +223,46 @@ func TestATestThatBreaksOff(t *testing.T) {
 	}
 }
 
+// One that may have gone out has its row, whatever its endpoint has become.
+func TestATestThatBreaksOffAndItsEndpoint(t *testing.T) {
+	for name, c := range map[string]struct {
+		close  func(w *world, ep string)
+		reason string
+	}{
+		"disabled": {func(w *world, _ string) { w.endpoint("a", func(ep *webhooksv1.Endpoint) { ep.Enabled = false }) }, "endpoint_disabled"},
+		"deleted":  {func(w *world, ep string) { w.removeEndpoint(ep) }, "endpoint_deleted"},
+		"its secrets do not open": {func(w *world, _ string) {
+			w.endpoint("a", func(ep *webhooksv1.Endpoint) {
+				ep.Secrets = []*webhooksv1.SigningSecret{{SealedSecret: []byte("?")}}
+			})
+		}, "exhausted"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, nil)
+			ep := w.endpoint("a", nil)
+			w.receiver.holdAll()
+			w.settle(w.Process(w.try("t1", ep)))
+			require.Len(t, w.receiver.sent(), 1)
+			w.Crash()
+			w.receiver.letAllGo()
+			c.close(w, ep)
+			w.Abort()
+			out := w.settle(w.Redeliver())
+			out = append(out, w.moments(6*time.Second)...) // the copy could be behind
+			d := answered(t, out)
+			require.Equal(t, []any{"dead", c.reason, uint32(1), true}, []any{d.Status, d.Reason, d.AttemptCount, d.Test})
+			require.Len(t, attempts(t, out), 1)
+			a := attempts(t, out)[0]
+			require.Equal(t, []any{uint32(1), "reset", "dead", true, true}, []any{a.Number, a.ErrorClass, a.DeliveryStatus, a.Test, a.MaybeRepeated})
+			require.Len(t, deliveries(t, out), 1)
+			require.EqualValues(t, 1, deliveries(t, out)[0].AttemptCount)
+			require.Empty(t, dead(t, out))
+			require.Len(t, w.receiver.sent(), 1)
+			require.Empty(t, w.Keys(schemas.Retries))
+		})
+	}
+}
+
 // What ended it is taken back, and nothing else looks after its endpoint.
 func TestATestIsLookedAfterWhenItsEndWasAborted(t *testing.T) {
 	w := newWorld(t, nil)
