@@ -48,9 +48,9 @@ func (t *task) test(tx *stream.Tx, c *kept, now time.Time) (done bool, err error
 		t.askAgain(c.at.Delivery, now) // the copy is behind, or the endpoint was deleted
 		return false, nil
 	}
-	if len(e.tests) >= testsWaiting && !c.started {
+	if waiting := t.testsOf(e); waiting >= testsWaiting && !c.started {
 		return true, t.refuse(tx, c.cmd, httpapi.Unavailable("too_many_tests",
-			"%d tests of the endpoint wait already. Make another when they have ended.", len(e.tests)))
+			"%d tests of the endpoint wait already. Make another when they have ended.", waiting))
 	}
 	if t.crowded() && !t.isKept(c) {
 		return true, t.refuse(tx, c.cmd, tooManyCommands()) // it is kept from the moment that it may begin
@@ -65,6 +65,17 @@ func (t *task) test(tx *stream.Tx, c *kept, now time.Time) (done bool, err error
 	e.marking++
 	t.marked = append(t.marked, f)
 	return false, t.putCommand(tx, c)
+}
+
+// testsOf is how many tests of an endpoint wait for a slot, or will once the open transaction is durable.
+func (t *task) testsOf(e *endpoint) int {
+	n := len(e.tests)
+	for _, f := range t.marked {
+		if f.ep == e && f.test != nil {
+			n++
+		}
+	}
+	return n
 }
 
 // newTest makes the flight of a test.

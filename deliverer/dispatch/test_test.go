@@ -162,6 +162,27 @@ func TestTooManyTests(t *testing.T) {
 	require.Len(t, outcomes(t, w.settle(w.Commit())), 16)
 }
 
+func TestTooManyTestsAtOnce(t *testing.T) {
+	w := newWorld(t, nil)
+	ep, other := w.endpoint("a", func(ep *webhooksv1.Endpoint) { ep.Concurrency = 1 }), w.endpoint("b", nil)
+	w.receiver.holdBack("e1")
+	w.settle(w.Process(w.event("e1", ep)))
+	asked := []*kgo.Record{w.try("other", other)}
+	for _, name := range names("t", 20) {
+		asked = append(asked, w.try(name, ep))
+	}
+	w.Abort(asked...)
+	out := outcomes(t, w.settle(w.Redeliver()))
+	require.Len(t, out, 5)
+	for _, o := range out[:4] {
+		require.Equal(t, "too_many_tests", o.GetRefusal().GetCode())
+	}
+	require.Equal(t, "delivered", out[4].GetDelivery().GetStatus(), "another endpoint's")
+	w.receiver.release("e1")
+	require.Len(t, outcomes(t, w.settle(w.Commit())), 16)
+	require.Len(t, w.receiver.sent(), 18)
+}
+
 func TestATestProbesAnOpenBreaker(t *testing.T) {
 	w := newWorld(t, nil)
 	ep := w.endpoint("a", nil)
