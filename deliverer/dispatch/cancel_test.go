@@ -165,6 +165,34 @@ func TestCancelOfAnAttemptThatMayHaveGoneOutToAPausedEndpoint(t *testing.T) {
 	require.Empty(t, w.Keys(schemas.Retries))
 }
 
+// It cannot be made again, and is one that broke off.
+func TestCancelOfAnAttemptThatMayHaveGoneOutToAnEndpointThatIsOff(t *testing.T) {
+	for name, off := range map[string]func(w *world, ep string){
+		"disabled": func(w *world, _ string) { w.endpoint("a", func(ep *webhooksv1.Endpoint) { ep.Enabled = false }) },
+		"deleted":  func(w *world, ep string) { w.removeEndpoint(ep) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, nil)
+			ep := w.endpoint("a", nil)
+			w.receiver.answer(500)
+			w.settle(w.Process(w.event("e1", ep)))
+			w.receiver.holdBack("e1")
+			w.pass(5 * time.Second)
+			w.Crash()
+			w.receiver.release("e1")
+			off(w, ep)
+			out := w.settle(w.Process(w.cancel("e1", ep)))
+			d := answered(t, out)
+			require.Equal(t, "canceled", d.Reason)
+			require.EqualValues(t, 2, d.AttemptCount)
+			require.Len(t, deliveries(t, out), 1)
+			require.EqualValues(t, 2, deliveries(t, out)[0].AttemptCount)
+			require.Equal(t, "reset", attempts(t, out)[0].ErrorClass)
+			require.Empty(t, w.Keys(schemas.Retries))
+		})
+	}
+}
+
 func TestCancelOfADeliveryThatHasEnded(t *testing.T) {
 	w := newWorld(t, nil)
 	ep := w.endpoint("a", nil)
