@@ -486,3 +486,28 @@ func TestManyRetriesLookInTheRecordAFewAtATime(t *testing.T) {
 		})
 	}
 }
+
+// Whose delivery came in after all is in line for nothing.
+func TestTheLineToTheRecordIsPassedByThoseThatNeedItNoMore(t *testing.T) {
+	w := newWorld(t, nil)
+	ep := w.endpoint("a", nil)
+	w.archive.holdBack()
+	var searched, late, events []*kgo.Record
+	for _, name := range names("x", 16) {
+		searched = append(searched, w.retry(name, ep))
+	}
+	for _, name := range names("e", 40) {
+		late, events = append(late, w.retry(name, ep)), append(events, w.event(name, ep))
+	}
+	w.settle(w.Process(searched...))
+	w.settle(w.Process(late...))
+	w.settle(w.Process(w.retry("y", ep)))
+	require.Equal(t, 41, w.d.ToSearch())
+	require.Len(t, outcomes(t, w.settle(w.Process(events...))), 40)
+	w.archive.release()
+	w.quiet()
+	w.Commit()
+	require.Zero(t, w.d.ToSearch(), "all that were in line had their turn at once")
+	require.Equal(t, "not_found", refusal(t, w.settle(w.Commit())))
+	require.Empty(t, w.Keys(schemas.Retries))
+}
