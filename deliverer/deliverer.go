@@ -2,9 +2,9 @@
 //
 // It runs the task group `deliverer` (package dispatch), which decides what is sent when, over package sender, which makes
 // the attempts, and package archive, which finds deliveries that ended; the sinks of the tables whose rows the path makes
-// (package rows); and the reads of deliveries, events and attempts (package api). Any number of processes share the work: the partitions of `deliveries` are the endpoints',
-// and each endpoint has one owner. The package decides nothing; it puts the parts together and stops them in the order
-// of the flow: first what delivers, then what records it.
+// (package rows); and the reads of deliveries, events and attempts (package api). Any number of processes share the work:
+// the partitions of `deliveries` are the endpoints', and each endpoint has one owner. The package decides nothing; it puts
+// the parts together and stops them in the order of the flow: first what delivers, then what records it.
 package deliverer
 
 import (

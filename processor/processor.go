@@ -1,10 +1,11 @@
 // Package processor is the service that makes things happen: what events and commands do to an organization, where
 // events of unknown accounts go, and which endpoints hear of what.
 //
-// It runs the task groups `inbound`, `router` (routing) and `fan-out`, the sinks of the tables whose rows it
-// makes, the alerts of failed payments, and the reads of the processor's part of the API. Each of them works on its own: what they say to each other goes
-// over Kafka, so any number of processes can share the work. The package decides nothing; it puts the parts together,
-// starts them all at once and stops them in the order that events flow, so that what a part has taken reaches the next.
+// It runs the task groups `inbound`, `router` (routing) and `fan-out`, the sinks of the tables whose rows it makes, the
+// alerts of failed payments, and the reads of the processor's part of the API. Each of them works on its own: what they
+// say to each other goes over Kafka, so any number of processes can share the work. The package decides nothing; it puts
+// the parts together, starts them all at once and stops them in the order that events flow, so that what a part has taken
+// reaches the next.
 package processor
 
 import (

@@ -1,10 +1,10 @@
 // Package dispatch decides what is sent when: the task of group `deliverer`.
 //
 // Records of `deliveries` come in; each target is sent at once where its endpoint has room, or written to `retries`
-// (package schedule) where it must wait: failed before, endpoint saturated, breaker open, paused. What waits is pulled
-// per endpoint as it is due and as room comes, the oldest first. Attempts run in a pool of goroutines that all
-// partitions share; their results queue in memory and enter a transaction in Advance: one row of `attempts`, one of
-// `delivery-rows`, and the change of the schedule, all together or not at all.
+// (package schedule) where it must wait: failed before, endpoint saturated, breaker open, paused, or another comes first
+// in strict order. What waits is pulled per endpoint as it is due and as room comes, the oldest first. Attempts run in a
+// pool of goroutines that all partitions share; their results queue in memory and enter a transaction in Advance: one row
+// of `attempts`, one of `delivery-rows`, and the change of the schedule, all together or not at all.
 //
 // A record may be a command of the management API instead: a retry, a test, a cancellation. What it changes and its answer
 // are of one transaction. One that has to wait is kept in the schedule, so that none holds up its partition.
