@@ -420,7 +420,9 @@ func testReplayed(t *testing.T, s *apart, sign func([]byte, string) string) {
 	testenv.Eventually(t, soon, func() bool {
 		return count(t, s.rows, "(SELECT count() FROM delivery_attempts WHERE organization_id = $1 AND trigger = 'replay' AND outcome = 'success')", org) == 4
 	}, "a row for each attempt")
-	require.Equal(t, 4, count(t, s.rows, "(SELECT count() FROM deliveries FINAL WHERE organization_id = $1 AND replay_id != '' AND status = 'delivered')", org))
+	testenv.Eventually(t, soon, func() bool {
+		return count(t, s.rows, "(SELECT count() FROM deliveries FINAL WHERE organization_id = $1 AND replay_id != '' AND status = 'delivered')", org) == 4
+	}, "each delivery has ended")
 	require.Equal(t, 3, count(t, s.rows, "(SELECT toUInt64(sum(accepted)) FROM ledger WHERE organization_id = $1)", org), "replays are not in the ledger")
 	require.Equal(t, 1, count(t, s.rows, "(SELECT toUInt64(sum(dead)) FROM ledger WHERE organization_id = $1)", org))
 }
