@@ -1,5 +1,7 @@
 package dispatch
 
+import "slices"
+
 // NewBounded makes a Dispatcher that runs so many attempts at once and holds so many bytes.
 func NewBounded(cfg Config, attempts int, bytes int64, deps Deps) (*Dispatcher, error) {
 	return newBounded(cfg, bounds{attempts, bytes}, deps)
@@ -52,4 +54,39 @@ func (d *Dispatcher) Reading() (n int) {
 		}
 	})
 	return n
+}
+
+// Stranded are endpoints that have something to do that nothing will have them looked at for: no time, no attempt and no
+// read under way. There are none when a task is at rest.
+func (d *Dispatcher) Stranded() (ids []string) {
+	d.eachTask(func(t *task) {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		for id, e := range t.endpoints {
+			if e.place < 0 && e.control.Running() == 0 && !t.draining.Load() && e.couldGoOn() {
+				ids = append(ids, id)
+			}
+		}
+	})
+	return ids
+}
+
+func (e *endpoint) couldGoOn() bool {
+	if e.mode() != sending {
+		return e.off() && !e.head.IsZero()
+	}
+	for _, f := range slices.Concat(e.queue, e.spare, e.tests) {
+		if !f.detached {
+			return true
+		}
+	}
+	for _, r := range e.replays {
+		if r.busy {
+			return false
+		}
+		if r.working() {
+			return true
+		}
+	}
+	return !e.head.IsZero()
 }

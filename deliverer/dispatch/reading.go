@@ -36,7 +36,7 @@ type reading struct {
 // readOn reads what the replay needs next, beside the task. What comes is taken with the endpoint's next visit.
 func (t *task) readOn(r *replaying, now time.Time) {
 	switch {
-	case r.busy || r.page.end || len(r.page.events) > readAhead:
+	case r.busy || len(r.page.events) > readAhead || r.page.end && !r.left:
 		return
 	case now.Before(r.again):
 		t.touch(r.ep, r.again)

@@ -506,3 +506,24 @@ func TestReplaysOfAnEndpointGoOneAfterTheOther(t *testing.T) {
 	}
 	require.Len(t, w.Keys(schemas.Replays), 51, "of those that have ended the newest are kept")
 }
+
+func TestPausedAndResumedAtOnceLosesNothing(t *testing.T) {
+	for _, page := range []int{4, 8, 20} {
+		t.Run(fmt.Sprint("pages of ", page), func(t *testing.T) {
+			w := newWorld(t, nil)
+			ep := w.endpoint("a", func(ep *webhooksv1.Endpoint) { ep.Concurrency = 4 })
+			all := names("e", 9)
+			w.replayable(all...)
+			w.ranges.page = page
+			w.receiver.holdBack("e000")
+			w.receiver.holdBack("e001")
+			out := w.settle(w.Process(w.start(1, ep)))
+			require.Greater(t, len(w.replay(1).Taken), 2, "some are in hand and not sent")
+			out = append(out, w.Process(w.change(1, ep, "paused"), w.change(1, ep, "running"))...)
+			w.receiver.releaseAll()
+			w.settle(out)
+			require.Equal(t, "done", w.replay(1).Status)
+			require.Equal(t, once(all...), w.timesSent())
+		})
+	}
+}

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"github.com/twmb/franz-go/pkg/kgo"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/betterdata/webhooks/internal/store"
@@ -20,30 +21,45 @@ func TestWaitingIsFoundBehindOutOfDateEntries(t *testing.T) {
 	for _, stale := range []int{10, 1500, 5000} {
 		t.Run(fmt.Sprint(stale), func(t *testing.T) {
 			w := newWorld(t, nil)
-			ep := w.endpoint("a", nil)
-			db, err := store.OpenMemory()
-			require.NoError(t, err)
-			t.Cleanup(func() { require.NoError(t, db.Close()) })
-			restoreCold(t, w, db, ep, stale)
-			d, err := stream.NewDriver(w.d.Spec(), 0, 4, db, 0, "", func() {})
-			require.NoError(t, err)
-			t.Cleanup(d.Close)
-			now := w.Now
-			for range 100 {
-				now = now.Add(50 * time.Millisecond)
-				require.NoError(t, d.Advance(now))
-				_, _, _, err := d.End(true)
-				require.NoError(t, err)
-				w.quiet()
-			}
+			d := restoredCold(t, w, w.endpoint("a", nil), stale, true)
+			w.drive(d, 100)
 			require.Len(t, w.receiver.sent(), 1, "the delivery that waits is sent")
 		})
 	}
 }
 
-// restoreCold fills a store as a restore does: states that have been deleted since, and one that waits.
-func restoreCold(t *testing.T, w *world, db *store.DB, ep string, stale int) {
+func TestReplayIsNotKeptByOutOfDateEntries(t *testing.T) {
+	w := newWorld(t, nil)
+	ep := w.endpoint("a", nil)
+	w.replayable("e1", "e2")
+	d := restoredCold(t, w, ep, 10, false)
+	start := w.start(1, ep)
+	start.Topic, start.Timestamp = w.d.Spec().Input, w.Now
+	require.NoError(t, d.Process([]*kgo.Record{start}, w.Now))
+	w.drive(d, 100)
+	require.Len(t, w.receiver.sent(), 2)
+}
+
+// drive runs transactions, 50 ms apart.
+func (w *world) drive(d *stream.Driver, times int) {
+	w.t.Helper()
+	now := w.Now
+	for range times {
+		now = now.Add(50 * time.Millisecond)
+		require.NoError(w.t, d.Advance(now))
+		_, _, _, err := d.End(true)
+		require.NoError(w.t, err)
+		w.quiet()
+	}
+}
+
+// restoredCold is a task with a store as a restore leaves it: with entries of states that have been deleted since, and
+// one of a delivery that waits if there is one.
+func restoredCold(t *testing.T, w *world, ep string, stale int, waits bool) *stream.Driver {
 	t.Helper()
+	db, err := store.OpenMemory()
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, db.Close()) })
 	index := w.d.Spec().Stores[0].Index
 	p, err := db.Acquire(0, []string{schemas.Retries})
 	require.NoError(t, err)
@@ -63,11 +79,17 @@ func restoreCold(t *testing.T, w *world, db *store.DB, ep string, stale int) {
 		put(delivery, w.Now.Add(-time.Hour+time.Duration(i)*time.Millisecond))
 		b.Delete(0, []byte("s/"+delivery))
 	}
-	put("dlv_live", w.Now.Add(-time.Minute))
-	payload, err := proto.Marshal(&webhooksv1.WaitingPayload{
-		Event: &webhooksv1.OutboundEvent{Id: "evt", OrganizationId: org, Type: "x", Body: []byte(`{"id":"x"}`)},
-	})
-	require.NoError(t, err)
-	b.Put(0, []byte("p/dlv_live"), payload)
+	if waits {
+		put("dlv_live", w.Now.Add(-time.Minute))
+		payload, err := proto.Marshal(&webhooksv1.WaitingPayload{
+			Event: &webhooksv1.OutboundEvent{Id: "evt", OrganizationId: org, Type: "x", Body: []byte(`{"id":"x"}`)},
+		})
+		require.NoError(t, err)
+		b.Put(0, []byte("p/dlv_live"), payload)
+	}
 	require.NoError(t, b.Commit())
+	d, err := stream.NewDriver(w.d.Spec(), 0, 4, db, 0, "", func() {})
+	require.NoError(t, err)
+	t.Cleanup(d.Close)
+	return d
 }

@@ -54,7 +54,10 @@ func (t *task) visit(tx *stream.Tx, e *endpoint, now time.Time) error {
 		if err != nil {
 			return err
 		}
-		if pulled == 0 {
+		switch {
+		case pulled == 0 && e.head.IsZero():
+			return t.goOn(tx, e, now) // nothing was due but what is out of date, or in hand
+		case pulled == 0:
 			t.lookOn(e, now)
 		}
 		return t.serve(tx, e, now)

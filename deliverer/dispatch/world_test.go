@@ -279,6 +279,7 @@ func (w *world) settle(out streamtest.Outputs) streamtest.Outputs {
 	for range 1000 {
 		w.quiet()
 		if !w.Woken() {
+			require.Empty(w.t, w.d.Stranded(), "have something to do, and will not be looked at")
 			return out
 		}
 		out = append(out, w.Commit()...)
