@@ -205,15 +205,27 @@ func (t *task) end(tx *stream.Tx, f *flight, reason string, now time.Time) error
 	if err := t.stopWaiting(tx, f, before); err != nil {
 		return err
 	}
-	made := f.number - 1
-	if f.maybe {
-		made = f.number
-		f.result = sender.Result{Started: now, Class: sender.Reset, RequestBytes: len(f.event.GetBody())}
-		if err := t.emitAttempt(tx, f); err != nil {
-			return err
-		}
+	if err := t.breakOff(tx, f, now); err != nil {
+		return err
 	}
-	return t.emitDelivery(tx, f, made, now)
+	return t.emitDelivery(tx, f, f.made(), now)
+}
+
+// breakOff records the attempt of a flight that ends without being sent, where an earlier owner may have begun it.
+func (t *task) breakOff(tx *stream.Tx, f *flight, now time.Time) error {
+	if !f.maybe {
+		return nil
+	}
+	f.result = sender.Result{Started: now, Class: sender.Reset, RequestBytes: len(f.event.GetBody())}
+	return t.emitAttempt(tx, f)
+}
+
+// made is how many attempts have been made of a flight that is not sent: one that may have been counts, and has its row.
+func (f *flight) made() uint32 {
+	if f.maybe {
+		return f.number
+	}
+	return f.number - 1
 }
 
 // report counts and logs what a durable transaction said of a delivery.

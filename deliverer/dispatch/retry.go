@@ -252,9 +252,5 @@ func (t *task) endCanceled(tx *stream.Tx, c *kept, f *flight, now time.Time) err
 	if err := t.end(tx, f, reasonCanceled, now); err != nil {
 		return err
 	}
-	made := f.number - 1
-	if f.maybe {
-		made = f.number // end says that it broke off
-	}
-	return t.answer(tx, c.cmd, deliveryOf(f.row(made, now)))
+	return t.answer(tx, c.cmd, deliveryOf(f.row(f.made(), now)))
 }

@@ -152,11 +152,12 @@ func (t *task) turnAwayTest(tx *stream.Tx, f *flight, now time.Time) (ended bool
 	default:
 		return false, nil
 	}
-	switch {
-	case f.maybe:
-		return true, t.breakOffTest(tx, f, verdict{status: schemas.DeliveryDead, reason: reason}, now)
-	case problem == nil:
-		return true, t.endTest(tx, f, verdict{status: schemas.DeliveryDead, reason: reason}, 0, now)
+	if f.maybe || problem == nil {
+		f.verdict = verdict{status: schemas.DeliveryDead, reason: reason}
+		if err := t.breakOff(tx, f, now); err != nil {
+			return false, err
+		}
+		return true, t.endTest(tx, f, f.made(), now)
 	}
 	t.hand(f)
 	f.verdict = verdict{}
@@ -164,20 +165,9 @@ func (t *task) turnAwayTest(tx *stream.Tx, f *flight, now time.Time) (ended bool
 	return true, t.refuse(tx, f.test.cmd, problem)
 }
 
-// breakOffTest ends a test that an earlier owner may have made, as end does with a delivery.
-func (t *task) breakOffTest(tx *stream.Tx, f *flight, v verdict, now time.Time) error {
-	f.verdict = v
-	f.result = sender.Result{Started: now, Class: sender.Reset, RequestBytes: len(f.event.GetBody())}
-	if err := t.emitAttempt(tx, f); err != nil {
-		return err
-	}
-	return t.endTest(tx, f, v, f.number, now)
-}
-
-// endTest writes the row of a test, and answers it.
-func (t *task) endTest(tx *stream.Tx, f *flight, v verdict, attempts uint32, ended time.Time) error {
+// endTest writes the row of a test whose verdict stands, and answers it.
+func (t *task) endTest(tx *stream.Tx, f *flight, attempts uint32, ended time.Time) error {
 	t.hand(f)
-	f.verdict = v
 	row := f.row(attempts, ended)
 	if err := t.emit(tx, schemas.DeliveryRows, f, row); err != nil {
 		return err
@@ -201,7 +191,7 @@ func (t *task) concludeTest(tx *stream.Tx, f *flight) error {
 	if err := t.emitAttempt(tx, f); err != nil {
 		return err
 	}
-	return t.endTest(tx, f, f.verdict, f.number, f.result.Ended())
+	return t.endTest(tx, f, f.number, f.result.Ended())
 }
 
 // putBackTest writes that a test was not begun, unless an earlier owner may have.
