@@ -6,8 +6,6 @@ import (
 	"errors"
 	"fmt"
 
-	"github.com/betterdata/webhooks/internal/cloudevent"
-	"github.com/betterdata/webhooks/internal/outbound"
 	webhooksv1 "github.com/betterdata/webhooks/schemas/webhooks/v1"
 )
 
@@ -25,40 +23,26 @@ func (a *Archive) row(ctx context.Context, organization, delivery string) (*webh
 	)
 	err := a.conn.QueryRow(ctx, rowQuery, organization, delivery).Scan(&r.EndpointId, &r.EventId, &r.EventType, &r.Status, &r.Reason,
 		&r.AcceptedUnixMs, &r.NextAttemptUnixMs, &r.EndedUnixMs, &attempts, &r.ReplayId, &test, &r.Version, &r.CreatedUnixMs)
+	if errors.Is(err, sql.ErrNoRows) {
+		err = ErrNotFound
+	}
 	if err != nil {
-		return nil, fmt.Errorf("read the row of %s: %w", delivery, notFound(err))
+		return nil, fmt.Errorf("read the row of %s: %w", delivery, err)
 	}
 	r.AttemptCount, r.Test = uint32(attempts), test != 0
 	return r, nil
 }
 
-// A delivery has its event's accepted_at, which the table is sorted by.
-const eventQuery = `SELECT type, source, subject, toUnixTimestamp64Milli(occurred_at), correlation_id, causation_id, schema_version, data
-	FROM events WHERE organization_id = ? AND accepted_at = fromUnixTimestamp64Milli(?, 'UTC') AND event_id = ? LIMIT 1`
-
-// event makes a delivery's event as it was sent: the row has all that the body is made of.
+// event makes a delivery's event as it was sent.
 func (a *Archive) event(ctx context.Context, row *webhooksv1.DeliveryRow) (*webhooksv1.OutboundEvent, error) {
-	e := cloudevent.Event{ID: row.GetEventId(), Organization: row.GetOrganizationId()}
-	var (
-		version uint16
-		data    string
-	)
-	err := a.conn.QueryRow(ctx, eventQuery, row.GetOrganizationId(), row.GetAcceptedUnixMs(), row.GetEventId()).Scan(
-		&e.Type, &e.Source, &e.Subject, &e.OccurredUnixMS, &e.CorrelationID, &e.CausationID, &version, &data)
+	// A delivery has its event's accepted_at.
+	wanted := &webhooksv1.TakenEvent{EventId: row.GetEventId(), AcceptedUnixMs: row.GetAcceptedUnixMs()}
+	found, err := a.Events(ctx, row.GetOrganizationId(), []*webhooksv1.TakenEvent{wanted})
+	if err == nil && len(found) == 0 {
+		err = ErrNotFound
+	}
 	if err != nil {
-		return nil, fmt.Errorf("read event %s: %w", row.GetEventId(), notFound(err))
+		return nil, fmt.Errorf("read event %s: %w", row.GetEventId(), err)
 	}
-	e.Data = []byte(data)
-	return &webhooksv1.OutboundEvent{
-		Id: e.ID, OrganizationId: e.Organization, Type: e.Type, AcceptedUnixMs: row.GetAcceptedUnixMs(),
-		Body: outbound.Body(&e, int(version)),
-	}, nil
-}
-
-// notFound tells a question without an answer from one that could not be asked.
-func notFound(err error) error {
-	if errors.Is(err, sql.ErrNoRows) {
-		return ErrNotFound
-	}
-	return err
+	return found[0], nil
 }
