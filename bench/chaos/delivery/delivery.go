@@ -199,21 +199,15 @@ func (r *run) burn(ctx context.Context) error {
 
 // warmUp loads until every partition has been worked on for a while.
 func (r *run) warmUp(ctx context.Context) error {
-	loading, stop := context.WithCancel(ctx)
-	defer stop()
-	var loaded sync.WaitGroup
-	loaded.Go(func() { r.load.steady(loading, r.Rate) })
-	err := r.await(ctx, "every partition to be worked on", func(context.Context) (string, error) {
+	load := func(ctx context.Context) { r.load.steady(ctx, r.Rate) }
+	return r.herd.WarmUp(ctx, drainWithin, load, func() string {
 		for p := range r.watch.ended {
 			if n := r.watch.ended[p].Load(); n < 20 {
-				return fmt.Sprintf("of partition %d %d deliveries have ended", p, n), nil
+				return fmt.Sprintf("of partition %d %d deliveries have ended", p, n)
 			}
 		}
-		return "", nil
+		return ""
 	})
-	stop()
-	loaded.Wait()
-	return err
 }
 
 // saturate loads as much as is delivered, for a time, and gives the deliveries a second that ended.

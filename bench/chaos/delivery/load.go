@@ -13,6 +13,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/betterdata/webhooks/bench/chaos/fire"
 	"github.com/betterdata/webhooks/internal/id"
 	"github.com/betterdata/webhooks/internal/kafka"
 	"github.com/betterdata/webhooks/internal/seal"
@@ -127,20 +128,14 @@ const maxAhead = 100
 // saturate sends to prompt endpoints as fast as their deliveries end, until ctx ends. Each partition has its own measure:
 // one that stands still does not keep the others from work.
 func (l *load) saturate(ctx context.Context, ended func(partition int32) int64) {
-	for ctx.Err() == nil {
-		full := 0
-		for range 200 {
-			o, e := l.draw(func(e *endpoint) bool { return e.kind == prompt })
-			if l.sent[e.partition].Load()-ended(e.partition) >= maxAhead {
-				full++
-				continue
-			}
-			l.send(o, e)
+	fire.AsTaken(ctx, func() bool {
+		o, e := l.draw(func(e *endpoint) bool { return e.kind == prompt })
+		if l.sent[e.partition].Load()-ended(e.partition) >= maxAhead {
+			return false
 		}
-		if full > 100 {
-			time.Sleep(2 * time.Millisecond)
-		}
-	}
+		l.send(o, e)
+		return true
+	})
 }
 
 // draw finds an endpoint that is there.

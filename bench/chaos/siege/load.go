@@ -10,6 +10,7 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"github.com/betterdata/webhooks/bench/chaos/fire"
 	"github.com/betterdata/webhooks/internal/cloudevent"
 	"github.com/betterdata/webhooks/internal/id"
 	"github.com/betterdata/webhooks/internal/kafka"
@@ -71,21 +72,15 @@ const maxAhead = 2000
 // saturate sends as fast as the processors take until ctx ends. Each partition has its own measure: one that stands still
 // does not keep the others from work.
 func (l *load) saturate(ctx context.Context, taken func(partition int32) int64) {
-	for ctx.Err() == nil {
-		full := 0
-		for range 200 {
-			o := l.orgs[l.rng.IntN(len(l.orgs))]
-			p := l.cluster.PartitionOf(o.name)
-			if l.waiting(p)-taken(p) >= maxAhead {
-				full++
-				continue
-			}
-			l.send(o)
+	fire.AsTaken(ctx, func() bool {
+		o := l.orgs[l.rng.IntN(len(l.orgs))]
+		p := l.cluster.PartitionOf(o.name)
+		if l.waiting(p)-taken(p) >= maxAhead {
+			return false
 		}
-		if full > 100 {
-			time.Sleep(2 * time.Millisecond)
-		}
-	}
+		l.send(o)
+		return true
+	})
 }
 
 // waiting is where a partition of inbound will end once what is on its way has arrived.

@@ -170,21 +170,15 @@ func (r *run) fight(ctx context.Context) error {
 
 // warmUp loads until every partition has been worked on for a while.
 func (r *run) warmUp(ctx context.Context) error {
-	loading, stop := context.WithCancel(ctx)
-	defer stop()
-	var loaded sync.WaitGroup
-	loaded.Go(func() { r.load.steady(loading, r.Rate) })
-	err := r.await(ctx, "every partition to be worked on", func(context.Context) (string, error) {
+	load := func(ctx context.Context) { r.load.steady(ctx, r.Rate) }
+	return r.herd.WarmUp(ctx, drainWithin, load, func() string {
 		for p := range r.watch.taken {
 			if n := r.watch.taken[p].Load(); n < 50 {
-				return fmt.Sprintf("partition %d has been taken to offset %d", p, n), nil
+				return fmt.Sprintf("partition %d has been taken to offset %d", p, n)
 			}
 		}
-		return "", nil
+		return ""
 	})
-	stop()
-	loaded.Wait()
-	return err
 }
 
 // saturate loads as much as is taken, for a time, and gives the rows a second that became
