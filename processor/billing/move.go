@@ -23,6 +23,8 @@ type Move struct {
 
 // Holding is what an organization knows of a customer, and hands over with it.
 type Holding struct {
+	// From is the organization, "" where nobody hands anything over.
+	From           string
 	Subscriptions  []*webhooksv1.Subscription
 	FailedInvoices []*webhooksv1.FailedInvoice
 	// SettledInvoices and SettledUnixMS are the record's own: by a hash it cannot be told which are the customer's, and
@@ -31,9 +33,18 @@ type Holding struct {
 	SettledUnixMS   []int64
 }
 
-// Settled is what an organization hands over of a customer that it keeps.
-func Settled(s State) Holding {
-	return Holding{SettledInvoices: s.Record.GetSettledInvoices(), SettledUnixMS: s.Record.GetSettledUnixMs()}
+// Copy is what an organization hands over of a customer that it keeps: the settled invoices, and where the subscriptions are.
+func Copy(s State, customer, organization string) Holding {
+	var subscriptions []*webhooksv1.Subscription
+	for _, sub := range s.Record.GetSubscriptions() {
+		if sub.CustomerId == customer {
+			subscriptions = append(subscriptions, sub)
+		}
+	}
+	return Holding{
+		Subscriptions:   Whereabouts(subscriptions, organization),
+		SettledInvoices: s.Record.GetSettledInvoices(), SettledUnixMS: s.Record.GetSettledUnixMs(),
+	}
 }
 
 // Release takes a customer's subscriptions and failed invoices from the organization that held it and gives them back
@@ -68,24 +79,31 @@ func Release(s State, m Move, p *plans.Plans) (r Result, released Holding) {
 }
 
 // Adopt gives what is known of a customer to the organization that holds it now. Events of the customer may have come
-// before: what is known from either side is merged. Where there are settled invoices and nothing else, the record keeps them, so
-// that a failure that comes late opens none, and says nothing that can be seen.
+// before: what is known from either side is merged. Where there are settled invoices and subscriptions that are elsewhere, and
+// nothing else, the record keeps them, so that a failure that comes late opens none, and an older event of such a subscription
+// gives nothing; and says nothing that can be seen.
 func Adopt(s State, m Move, in Holding, p *plans.Plans) (r Result) {
 	r.State = s
-	settled, seen := min(len(in.SettledInvoices), len(in.SettledUnixMS)), len(in.Subscriptions)+len(in.FailedInvoices) > 0
-	if !seen && settled == 0 {
+	settled := min(len(in.SettledInvoices), len(in.SettledUnixMS))
+	if len(in.Subscriptions)+len(in.FailedInvoices)+settled == 0 {
 		return r
 	}
 	if r.State.Record == nil {
 		r.State.Record = &webhooksv1.BillingRecord{OrganizationId: m.Organization, Plan: p.Default.Name}
 	}
-	if seen {
-		r.expire(m.AtUnixMS, p)
-	}
+	r.expire(m.AtUnixMS, p)
+	seen := len(in.FailedInvoices) > 0
 	for _, sub := range in.Subscriptions {
+		if elsewhere(sub) {
+			seen = r.learnWhere(sub) || seen
+			continue
+		}
+		seen = true
 		r.mergeSubscription(sub, p)
 		see(r.State.Record, sub.CustomerId, sub.Position.GetEventUnixMs())
 	}
+	// Who has handed it over keeps nothing that it would have to be told of.
+	r.Words = slices.DeleteFunc(r.Words, func(w Word) bool { return w.Parting != nil && w.Organization == in.From })
 	for _, f := range in.FailedInvoices {
 		see(r.State.Record, f.CustomerId, f.LastFailedUnixMs)
 		fail(r.State.Record, f)

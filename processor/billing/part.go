@@ -1,6 +1,7 @@
 package billing
 
 import (
+	"cmp"
 	"slices"
 
 	"github.com/betterdata/webhooks/processor/plans"
@@ -43,6 +44,42 @@ func SubscriptionOf(source, eventType, id string, body []byte) (string, *webhook
 
 // elsewhere reports that all that is kept of a subscription is where it has gone.
 func elsewhere(s *webhooksv1.Subscription) bool { return s.ElsewhereOrganizationId != "" }
+
+// Whereabouts says of subscriptions whose they are, and since which event; of those that are not elsewhere, that they are the
+// organization's.
+func Whereabouts(subscriptions []*webhooksv1.Subscription, organization string) []*webhooksv1.Subscription {
+	where := make([]*webhooksv1.Subscription, 0, len(subscriptions))
+	for _, sub := range subscriptions {
+		where = append(where, &webhooksv1.Subscription{
+			Id: sub.Id, CustomerId: sub.CustomerId, Position: sub.Position,
+			ElsewhereOrganizationId: cmp.Or(sub.ElsewhereOrganizationId, organization),
+		})
+	}
+	return where
+}
+
+// learnWhere takes note of where a subscription is, unless the organization knows better. left: it was the organization's own.
+func (r *Result) learnWhere(mark *webhooksv1.Subscription) (left bool) {
+	record := r.State.Record
+	if mark.ElsewhereOrganizationId == record.OrganizationId {
+		return false
+	}
+	at, found := placeOf(record, mark.Id)
+	if !found {
+		record.Subscriptions, r.RecordChanged = slices.Insert(record.Subscriptions, at, mark), true
+		return false
+	}
+	have := record.Subscriptions[at]
+	if compare(mark.Position, have.Position) <= 0 {
+		return false
+	}
+	record.Subscriptions[at], r.RecordChanged = mark, true
+	if elsewhere(have) {
+		return false
+	}
+	r.Words = append(r.Words, Word{Organization: mark.ElsewhereOrganizationId, State: have})
+	return true
+}
 
 // Part takes a subscription from an organization that knows of no newer event of it, and gives what was known of it to the other.
 // One that does know a newer one keeps it, and says so.

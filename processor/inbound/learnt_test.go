@@ -71,7 +71,7 @@ func TestWhoKeepsALearntAccountKeepsWhatItHas(t *testing.T) {
 	w.learn("org_b")
 	w.settle()
 	require.True(t, proto.Equal(before, w.record("org_a")))
-	require.Empty(t, w.record("org_b").Subscriptions)
+	require.Equal(t, []string{"org_a"}, w.holders())
 }
 
 // It was paid at the first, and the failure comes late, to the second.
@@ -159,7 +159,8 @@ func TestWhatComesAfterACopyWasHandedOnStays(t *testing.T) {
 	require.Len(t, inboundOf(out), 1)
 	require.NoError(t, proto.Unmarshal(inboundOf(out)[0].Value, on))
 	require.Equal(t, "org_3", on.OrganizationId)
-	require.Empty(t, on.GetAdoptAccount().Subscriptions)
+	require.Len(t, on.GetAdoptAccount().Subscriptions, 1)
+	require.Equal(t, org, on.GetAdoptAccount().Subscriptions[0].ElsewhereOrganizationId)
 	require.Equal(t, []uint64{7}, on.GetAdoptAccount().SettledInvoices)
 }
 
@@ -196,6 +197,36 @@ func TestASubscriptionThatIsRelabelledGoesToTheOtherOrganization(t *testing.T) {
 		require.Equal(t, want.version, version, name)
 	}
 	require.Len(t, w.out.Topic(schemas.Events), 7, "each change is told")
+}
+
+// Whoever else the account was learnt for meanwhile: what is known of the subscription comes there ahead of the event.
+func TestAnOlderEventGivesNothingToAnotherOrganization(t *testing.T) {
+	for name, between := range map[string][]string{
+		"the other is new":                     {},
+		"the other is connected":               {"org_b"},
+		"the other was connected":              {"org_b", "org_a"},
+		"the other was connected before":       {"org_b", "org_c"},
+		"a third is connected":                 {"org_c"},
+		"the other is connected after a third": {"org_c", "org_b"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			w.send(naming(w.event(billing.SubscriptionCreated), "org_a"), 0)
+			older := naming(w.event(billing.SubscriptionUpdated), "org_b")
+			w.send(naming(w.event(billing.SubscriptionDeleted), "org_a"), 0)
+			w.settle()
+			for _, org := range between {
+				w.learn(org)
+				w.settle()
+			}
+			before := len(w.out.Topic(schemas.Events))
+			w.send(older, 0)
+			w.settle()
+			require.Len(t, w.out.Topic(schemas.Events), before, "nothing is told")
+			require.Equal(t, []string{"org_b"}, w.effects()["evt_002"])
+			require.Equal(t, []string{"org_a"}, w.holders())
+		})
+	}
 }
 
 // Its edge has not seen that the account is shared: the owner of the account does not see the event.

@@ -28,8 +28,9 @@ import (
 //
 // An account that was learnt, from an event that names an organization, is learnt anew when an event names another one, and
 // may be paying for both. Then the first keeps what it has, and hands over a copy of what tells which events took effect: the
-// settled invoices, and which of the account's events those were, where the second is of another partition. Its mark lets what
-// names the organization itself pass.
+// settled invoices, and which of the account's events those were, where the second is of another partition; and of where it
+// knows the subscriptions to be. Its mark lets what names the organization itself pass. Where an older event names the other,
+// the first stays connected, and there is no mark.
 //
 // What comes to an organization which has had to release the account again since is sent on likewise; a later adopt command
 // takes the mark away. A mark has no say over events accepted long after the move: they come because the account is
@@ -140,7 +141,7 @@ func (t *task) release(tx *stream.Tx, e *event, cmd *webhooksv1.Command, r *webh
 			return 0, err
 		}
 		var released billing.Result
-		held := billing.Settled(state)
+		held := billing.Copy(state, r.Account, cmd.OrganizationId)
 		if !r.Learnt {
 			released, held = billing.Release(state, moveOf(tx, cmd, r.Account), t.cfg.Plans)
 		}
@@ -152,9 +153,11 @@ func (t *task) release(tx *stream.Tx, e *event, cmd *webhooksv1.Command, r *webh
 		}
 		t.write(tx, effects)
 	}
-	mark := &webhooksv1.MovedAccount{OrganizationId: r.ToOrganizationId, MovedUnixMs: r.MovedUnixMs, Order: r.Order, Learnt: r.Learnt}
-	if err := t.moved.set(tx, key, mark); err != nil {
-		return 0, err
+	if !r.Stays {
+		mark := &webhooksv1.MovedAccount{OrganizationId: r.ToOrganizationId, MovedUnixMs: r.MovedUnixMs, Order: r.Order, Learnt: r.Learnt}
+		if err := t.moved.set(tx, key, mark); err != nil {
+			return 0, err
+		}
 	}
 	if !r.Learnt || t.partition.PartitionOf(r.ToOrganizationId) != t.partition.ID() {
 		if err := t.handEvents(tx, cmd, r); err != nil {
@@ -224,7 +227,7 @@ func (t *task) adopt(tx *stream.Tx, e *event, cmd *webhooksv1.Command, a *webhoo
 	case gone.Learnt:
 		on := proto.CloneOf(cmd)
 		on.OrganizationId, on.IssuedUnixMs = gone.OrganizationId, tx.Now().UnixMilli()
-		on.GetAdoptAccount().Subscriptions, on.GetAdoptAccount().FailedInvoices = nil, nil
+		on.GetAdoptAccount().Subscriptions, on.GetAdoptAccount().FailedInvoices = billing.Whereabouts(a.Subscriptions, cmd.OrganizationId), nil
 		t.hand(tx, on)
 	default:
 		cmd.OrganizationId = gone.OrganizationId
@@ -237,7 +240,7 @@ func (t *task) adopt(tx *stream.Tx, e *event, cmd *webhooksv1.Command, a *webhoo
 	}
 	move := moveOf(tx, cmd, a.Account)
 	adopted := billing.Adopt(state, move, billing.Holding{
-		Subscriptions: a.Subscriptions, FailedInvoices: a.FailedInvoices,
+		From: a.FromOrganizationId, Subscriptions: a.Subscriptions, FailedInvoices: a.FailedInvoices,
 		SettledInvoices: a.SettledInvoices, SettledUnixMS: a.SettledUnixMs,
 	}, t.cfg.Plans)
 	effects, err := t.effectsOf(tx, cmd.OrganizationId, &adopted)

@@ -89,7 +89,7 @@ func (u unit) connect(account string, cmd *webhooksv1.Command, create *webhooksv
 		} else if !learnt {
 			return current, nil, nil
 		}
-		current.Learned = false
+		current.Learned, current.TaughtUnixMs, current.TaughtSourceEventId = false, 0, ""
 		if err := u.put(schemas.Connections, account, current); err != nil || !learnt {
 			return current, nil, err
 		}
@@ -111,7 +111,7 @@ func (u unit) connect(account string, cmd *webhooksv1.Command, create *webhooksv
 	if err != nil {
 		return nil, nil, err
 	}
-	if err := u.tell(cmd, made, holder, false); err != nil {
+	if err := u.tell(cmd, made, holder, wholly); err != nil {
 		return nil, nil, err
 	}
 	if err := u.gather(cmd, made); err != nil {
@@ -134,7 +134,7 @@ func (u unit) gather(cmd *webhooksv1.Command, made *webhooksv1.Connection) error
 		return err
 	}
 	for _, keeper := range keepers {
-		if err := u.tell(cmd, made, keeper, false); err != nil {
+		if err := u.tell(cmd, made, keeper, wholly); err != nil {
 			return err
 		}
 	}
@@ -142,9 +142,8 @@ func (u unit) gather(cmd *webhooksv1.Command, made *webhooksv1.Connection) error
 }
 
 // tell lets the organizations know of a new connection: the one that held the account, "" for none, has to hand it over,
-// and one that nobody hands anything must no longer send on what comes to it. Who is connected again has it still. keeps
-// says that the holder keeps what it has.
-func (u unit) tell(cmd *webhooksv1.Command, made *webhooksv1.Connection, holder string, keeps bool) error {
+// and one that nobody hands anything must no longer send on what comes to it. Who is connected again has it still.
+func (u unit) tell(cmd *webhooksv1.Command, made *webhooksv1.Connection, holder string, on terms) error {
 	org := made.OrganizationId
 	if holder == org {
 		return nil
@@ -163,7 +162,7 @@ func (u unit) tell(cmd *webhooksv1.Command, made *webhooksv1.Connection, holder 
 	if holder != "" {
 		told.Action = &webhooksv1.Command_ReleaseAccount{ReleaseAccount: &webhooksv1.ReleaseAccount{
 			Source: made.Source, Account: made.Account, ToOrganizationId: made.OrganizationId,
-			MovedUnixMs: u.tx.Now().UnixMilli(), Order: u.order, Learnt: keeps,
+			MovedUnixMs: u.tx.Now().UnixMilli(), Order: u.order, Learnt: on != wholly, Stays: on == introduced,
 		}}
 	} else {
 		told.Action = &webhooksv1.Command_AdoptAccount{AdoptAccount: &webhooksv1.AdoptAccount{

@@ -6,6 +6,7 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"github.com/betterdata/webhooks/internal/cloudevent"
 	"github.com/betterdata/webhooks/internal/id"
 	"github.com/betterdata/webhooks/internal/kafka"
 	"github.com/betterdata/webhooks/schemas"
@@ -17,6 +18,8 @@ type event struct {
 	source, account, eventType string
 	sourceEventID, eventID     string
 	receivedUnixMS             int64
+	// occurredUnixMS is 0 where the event does not say.
+	occurredUnixMS int64
 	// named is the organization that the event itself names, "" for none.
 	named string
 	// ignored is why the event must not take effect, "" for none.
@@ -38,6 +41,7 @@ func readEvent(in *kgo.Record) event {
 	if at, err := time.Parse(time.RFC3339Nano, header(schemas.HeaderAcceptedAt)); err == nil {
 		e.receivedUnixMS = at.UnixMilli()
 	}
+	e.occurredUnixMS = cloudevent.Time([]byte(header(schemas.HeaderTime)), time.UnixMilli(0)).UnixMilli()
 	return e
 }
 

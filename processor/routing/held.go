@@ -111,8 +111,7 @@ func (u unit) goLive(account string, connection *webhooksv1.Connection) error {
 	return u.put(schemas.Routes, account, route)
 }
 
-// handOn reports whether something is left. One that names another organization teaches that, and then the rest waits until
-// the account is handed over.
+// handOn reports whether something is left: the rest waits where the account has to be handed over first.
 func (u unit) handOn(account string, connection *webhooksv1.Connection) (more bool, err error) {
 	prefix := heldPrefix(account)
 	var keys [][]byte
@@ -148,14 +147,12 @@ func (u unit) handOn(account string, connection *webhooksv1.Connection) (more bo
 	for i, held := range events {
 		headers := headersOf(held)
 		e := readEvent(&kgo.Record{Headers: headers})
-		if teaches(&e, connection) {
-			return true, u.learnAnew(&e, connection)
-		}
 		place, _ := strconv.ParseInt(string(keys[i][len(prefix):]), 10, 64) // its offset
-		if err := u.part(connection, holders, &e, held.Body, place+1); err != nil {
-			return false, err
+		org, err := u.direct(&e, connection, holders, held.Body, place+1)
+		if err != nil || org == "" {
+			return true, err
 		}
-		u.forward(connection.OrganizationId, held.Body, headers, kgo.RecordHeader{Key: schemas.HeaderRetained, Value: []byte(retainedHeld)})
+		u.forward(org, held.Body, headers, kgo.RecordHeader{Key: schemas.HeaderRetained, Value: []byte(retainedHeld)})
 		u.tx.Delete(schemas.UnroutedHeld, keys[i])
 		u.counts[resultHandedOn]++
 	}

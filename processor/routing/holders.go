@@ -75,7 +75,7 @@ func (u unit) holder(account string, current *webhooksv1.Connection) (string, er
 
 // share notes who keeps what it knows of an account that has been learnt: those that did so far but for the one that is connected
 // now, and the holder where it keeps it too.
-func (u unit) share(account string, learned *webhooksv1.Connection, holder string, keeps bool) error {
+func (u unit) share(account string, learned *webhooksv1.Connection, holder string, on terms) error {
 	holders, err := u.holders(account)
 	if err != nil {
 		return err
@@ -83,7 +83,7 @@ func (u unit) share(account string, learned *webhooksv1.Connection, holder strin
 	keepers := slices.DeleteFunc(slices.Clone(holders.KeeperOrganizationIds), func(org string) bool {
 		return org == learned.OrganizationId || org == holder
 	})
-	if keeps {
+	if on == aCopy {
 		keepers = append(keepers, holder)
 	}
 	if slices.Equal(keepers, holders.KeeperOrganizationIds) {

@@ -16,10 +16,11 @@
 // another is connected, and then hands it over. A moved account goes live again once it has been handed over: until then the
 // organization it was moved to does not know which of its events took effect.
 //
-// An account that is learnt anew, from an event that names another organization, is handed over too, but the first keeps a copy
-// of everything, for the account may pay for both. From then on it is shared: who was named last has the events that name
-// nobody, all go by the router, and a connection made by API takes the account from everybody who keeps something of it.
-// Ahead of a subscription's event the others hear whose the subscription is since.
+// An account that is learnt anew, from a newer event that names another organization, is handed over too, but the first keeps
+// what it has, for the account may pay for both. From then on it is shared: events go to the organization that they name,
+// those that name nobody to the one that the newest names; all go by the router, and a connection made by API takes the account
+// from everybody who keeps something of it. Whoever else is named, by an older event or one that is sent again, is told
+// first what is known. Ahead of a subscription's event the others hear whose the subscription is since.
 //
 // A command with an Idempotency-Key comes from its organization's owner, and what became of it goes back there.
 //

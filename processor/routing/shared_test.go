@@ -2,6 +2,7 @@ package routing_test
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -22,7 +23,8 @@ func sharing(t *testing.T) *world {
 	return w
 }
 
-// releases lists who is told to hand cus_1 to whom: "org to other", with " a copy" where it keeps what it has.
+// releases lists who is told to hand cus_1 to whom: "org to other", with " a copy" where it keeps what it has, and " and stays"
+// where it is connected after that too.
 func (w *world) releases(out streamtest.Outputs) []string {
 	w.t.Helper()
 	var all []string
@@ -32,10 +34,23 @@ func (w *world) releases(out streamtest.Outputs) []string {
 			if r.Learnt {
 				line += " a copy"
 			}
+			if r.Stays {
+				line += " and stays"
+			}
 			all = append(all, line)
 		}
 	}
 	return all
+}
+
+// handOverAll answers releases until there are none, and returns all that there was.
+func (w *world) handOverAll(out streamtest.Outputs) streamtest.Outputs {
+	w.t.Helper()
+	for next := out; len(w.releases(next)) > 0; {
+		next = w.handOver(next)
+		out = append(out, next...)
+	}
+	return out
 }
 
 func TestAnAccountThatIsLearntAnewWaitsForWhatTheFirstKnows(t *testing.T) {
@@ -76,9 +91,70 @@ func TestASharedAccountGoesToAndFroOneStepAfterTheOther(t *testing.T) {
 	require.Equal(t, 1, w.handingOver())
 	require.Equal(t, []string{"org_2 evt_5 held", "org_2 evt_6 held"}, handedOn(w.handOver(forth)))
 
-	again := w.Process(event("evt_3", "cus_1", handled, "org_1"))
-	require.NotEqual(t, w.told(back)[0].Id, w.told(again)[0].Id, "an event that is sent again teaches anew")
 	require.Greater(t, w.told(forth)[0].GetReleaseAccount().Order, w.told(back)[0].GetReleaseAccount().Order)
+}
+
+// evt_1 to evt_9 occurred one after the other. Whatever is sent in between and again, those that name nobody are of the
+// organization that the newest names, as far as it is known.
+func TestOnlyANewerEventTeaches(t *testing.T) {
+	named := map[string]string{"evt_3": "org_1", "evt_5": "org_2", "evt_7": "org_1"}
+	for name, c := range map[string]struct {
+		sent []string
+		want string
+	}{
+		"in order":                     {[]string{"evt_3", "evt_5"}, "org_2"},
+		"the older last":               {[]string{"evt_5", "evt_3"}, "org_2"},
+		"sent again":                   {[]string{"evt_3", "evt_5", "evt_3"}, "org_2"},
+		"there and back":               {[]string{"evt_3", "evt_5", "evt_7"}, "org_1"},
+		"there and back, mixed":        {[]string{"evt_5", "evt_7", "evt_3"}, "org_1"},
+		"there and back, sent again":   {[]string{"evt_3", "evt_5", "evt_7", "evt_5"}, "org_1"},
+		"the newest first":             {[]string{"evt_7", "evt_5", "evt_3"}, "org_1"},
+		"an older one behind a shared": {[]string{"evt_3", "evt_5", "evt_7", "evt_3", "evt_5"}, "org_1"},
+		"a newer one of the same":      {[]string{"evt_5", "evt_3", "evt_7", "evt_5"}, "org_1"},
+	} {
+		for way, between := range map[string]func(*world, streamtest.Outputs) streamtest.Outputs{
+			"one after the other": (*world).handOverAll,
+			"all at once":         func(_ *world, out streamtest.Outputs) streamtest.Outputs { return out },
+		} {
+			t.Run(name+", "+way, func(t *testing.T) {
+				w := newWorld(t)
+				var out streamtest.Outputs
+				for _, e := range c.sent {
+					out = append(out, between(w, w.Process(event(e, "cus_1", handled, named[e])))...)
+				}
+				out = append(out, w.Process(event("evt_0", "cus_1", handled, ""))...)
+				out = w.handOverAll(out)
+				got := map[string][]string{}
+				for _, line := range handedOn(out) {
+					f := strings.Fields(line)
+					got[f[1]] = append(got[f[1]], f[0])
+				}
+				require.Equal(t, []string{c.want}, got["evt_0"])
+				for _, e := range c.sent {
+					require.Contains(t, got, e)
+					for _, org := range got[e] {
+						require.Equal(t, named[e], org, "what names an organization is its own")
+					}
+				}
+			})
+		}
+	}
+}
+
+func TestWhoIsNamedByAnOlderEventIsIntroducedOnce(t *testing.T) {
+	w := newWorld(t)
+	w.Process(event("evt_5", "cus_1", handled, "org_1"))
+	out := w.Process(event("evt_2", "cus_1", handled, "org_2"))
+	require.Equal(t, []string{"org_1 to org_2 a copy and stays"}, w.releases(out))
+	require.Equal(t, []string{"evt_2 unrouted "}, w.rows(out))
+	require.Empty(t, handedOn(w.Process(event("evt_6", "cus_1", handled, ""))))
+	w.Crash()
+	require.Equal(t, []string{"org_2 evt_2 held", "org_1 evt_6 held"}, handedOn(w.handOver(out)))
+	require.Empty(t, w.route("cus_1"), "it is shared")
+
+	again := w.Process(event("evt_2", "cus_1", handled, "org_2"), event("evt_7", "cus_1", handled, ""))
+	require.Empty(t, w.releases(again))
+	require.Equal(t, []string{"org_2 evt_2", "org_1 evt_7"}, handedOn(again))
 }
 
 // What is held is handed on in pieces, and in one of them is an event that teaches.
@@ -103,9 +179,8 @@ func TestAnAccountIsLearntAnewInTheMidstOfHandingOn(t *testing.T) {
 	require.Positive(t, w.told(out)[0].GetReleaseAccount().Order)
 	require.NotContains(t, all, "org_1 evt_teaches held")
 	back := w.handOver(out)
-	require.Equal(t, []string{"org_2 evt_teaches held"}, handedOn(back))
-	require.Equal(t, []string{"org_2 to org_1 a copy"}, w.releases(back), "the one that came behind it")
-	require.Equal(t, []string{"org_1 evt_first held"}, handedOn(w.handOver(back)))
+	require.Equal(t, []string{"org_2 evt_teaches held", "org_1 evt_first held"}, handedOn(back))
+	require.Empty(t, w.releases(back), "the one that came behind it is older")
 }
 
 func TestWhoIsConnectedByAPIHasASharedAccountAlone(t *testing.T) {

@@ -7,8 +7,6 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/betterdata/webhooks/internal/cloudevent"
-	"github.com/betterdata/webhooks/internal/id"
-	"github.com/betterdata/webhooks/internal/resource"
 	"github.com/betterdata/webhooks/internal/stream"
 	"github.com/betterdata/webhooks/processor/deadletters"
 	"github.com/betterdata/webhooks/schemas"
@@ -67,8 +65,7 @@ func (u unit) event(in *kgo.Record, e *event) error {
 // connected forwards a straggler, or holds it while earlier ones are being handed on. What was learnt is learnt anew
 // from an event that names another organization; what was made by API is not.
 func (u unit) connected(in *kgo.Record, e *event, connection *webhooksv1.Connection) error {
-	route := &webhooksv1.Route{}
-	live, err := u.get(schemas.Routes, e.key(), route)
+	live, err := u.get(schemas.Routes, e.key(), &webhooksv1.Route{})
 	if err != nil {
 		return err
 	}
@@ -77,23 +74,20 @@ func (u unit) connected(in *kgo.Record, e *event, connection *webhooksv1.Connect
 		return u.keep(in, e)
 	case !live:
 		return u.hold(in, e)
-	case teaches(e, connection):
-		if err := u.learnAnew(e, connection); err != nil {
-			return err
-		}
+	}
+	holders, err := u.holders(e.key())
+	if err != nil {
+		return err
+	}
+	org, err := u.direct(e, connection, holders, in.Value, u.order)
+	if err != nil {
+		return err
+	}
+	if org == "" {
 		return u.keep(in, e)
 	}
-	if route.OrganizationId == "" {
-		holders, err := u.holders(e.key())
-		if err != nil {
-			return err
-		}
-		if err := u.part(connection, holders, e, in.Value, u.order); err != nil {
-			return err
-		}
-	}
 	u.counts[resultForwarded]++
-	u.forward(connection.OrganizationId, in.Value, in.Headers)
+	u.forward(org, in.Value, in.Headers)
 	return nil
 }
 
@@ -119,7 +113,7 @@ func (u unit) learnFirst(in *kgo.Record, e *event) error {
 	if err != nil {
 		return err
 	}
-	learned, err := u.learn(e, holder, false)
+	learned, err := u.learn(e, holder, wholly)
 	if err != nil {
 		return err
 	}
@@ -140,43 +134,11 @@ func (u unit) learnFirst(in *kgo.Record, e *event) error {
 	if err != nil {
 		return err
 	}
-	if err := u.part(learned, holders, e, in.Value, u.order); err != nil {
+	if err := u.part(learned.OrganizationId, learned, holders, e, in.Value, u.order); err != nil {
 		return err
 	}
 	u.forward(learned.OrganizationId, in.Value, in.Headers)
 	return u.goLive(account, learned)
-}
-
-// teaches reports an event that names another organization than the one that the account was learnt for.
-func teaches(e *event, connection *webhooksv1.Connection) bool {
-	return connection.Learned && e.named != "" && e.named != connection.OrganizationId
-}
-
-// learnAnew connects an account that is live, or about to be, to the organization that its event names. The one that it was
-// learnt for keeps what it knows, and hands over a copy of what tells the events that took effect there: those that name
-// nobody come to the other from now on. It is learnt only once everybody before has handed over what they know: so who keeps
-// something of an account knew, when it came to that, of all events that had taken effect.
-func (u unit) learnAnew(e *event, connection *webhooksv1.Connection) error {
-	_, err := u.learn(e, connection.OrganizationId, true)
-	return err
-}
-
-// learn connects the account to the organization that its event names, and has it handed over by the one that holds it, ""
-// for none, which may keep what it has.
-func (u unit) learn(e *event, holder string, keeps bool) (*webhooksv1.Connection, error) {
-	u.counts[resultLearned]++
-	account, org := e.key(), e.named
-	learned := &webhooksv1.Connection{
-		Id: id.Derive(id.Connection, account, e.eventID), OrganizationId: org, Source: e.source, Account: e.account,
-		Learned: true, Status: resource.ConnectionActive, CreatedUnixMs: u.tx.Now().UnixMilli(),
-	}
-	if err := u.put(schemas.Connections, account, learned); err != nil {
-		return nil, err
-	}
-	if err := u.tell(&webhooksv1.Command{Id: e.eventID}, learned, holder, keeps); err != nil {
-		return nil, err
-	}
-	return learned, u.share(account, learned, holder, keeps)
 }
 
 // forward puts an event on its organization's topic.

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
 	"google.golang.org/protobuf/proto"
@@ -38,8 +39,12 @@ type account struct {
 	answers int
 }
 
-// heldBack is an event that waits: its id and the source's, the organization that it names, and the subscription that it is of.
-type heldBack struct{ id, source, named, subscription string }
+// heldBack is an event that waits: its id and the source's, the organization that it names, the subscription that it is of, and when
+// it occurred.
+type heldBack struct {
+	id, source, named, subscription string
+	occurred                        int64
+}
 
 // apply is one record.
 func (a *account) apply(r *kgo.Record) error {
@@ -66,6 +71,7 @@ func (a *account) apply(r *kgo.Record) error {
 	}
 	row, named := a.row(header, r), header(schemas.HeaderNamedOrganization)
 	event := heldBack{id: header(schemas.HeaderEventID), source: header(schemas.HeaderID), named: named}
+	event.occurred = cloudevent.Time([]byte(header(schemas.HeaderTime)), time.UnixMilli(0)).UnixMilli()
 	event.subscription, _ = billing.SubscriptionOf(schemas.SourceStripe, header(schemas.HeaderType), event.source, r.Value)
 	switch {
 	case a.connection != nil:
@@ -75,7 +81,7 @@ func (a *account) apply(r *kgo.Record) error {
 		a.rows = append(a.rows, canonical(row))
 	case named != "":
 		a.take(named, r.Offset+1)
-		a.connection = a.learnt(event.id, named)
+		a.connection = a.learnt(event)
 		a.hold(event, row, r.Offset+1)
 	default:
 		a.hold(event, row, r.Offset+1)
@@ -84,21 +90,45 @@ func (a *account) apply(r *kgo.Record) error {
 }
 
 // learnt is the connection that an event teaches.
-func (a *account) learnt(event, named string) *webhooksv1.Connection {
+func (a *account) learnt(e heldBack) *webhooksv1.Connection {
 	source, account, _ := strings.Cut(a.key, "/")
 	return &webhooksv1.Connection{
-		Id: id.Derive(id.Connection, a.key, event), OrganizationId: named, Source: source, Account: account,
-		Learned: true, Status: resource.ConnectionActive,
+		Id: id.Derive(id.Connection, a.key, e.id), OrganizationId: e.named, Source: source, Account: account,
+		Learned: true, Status: resource.ConnectionActive, TaughtUnixMs: e.occurred, TaughtSourceEventId: e.source,
 	}
 }
 
-// learnAnew leaves what the first knows there.
-func (a *account) learnAnew(event, named string, order int64) {
-	first := a.connection.OrganizationId
-	a.tell(first, fmt.Sprintf("release %s to %s, order %d, a copy", a.key, named, order))
+// copy leaves what is known of the account with who is connected.
+func (a *account) copy(to string, order int64, how string) {
+	a.tell(a.connection.OrganizationId, fmt.Sprintf("release %s to %s, order %d, a copy%s", a.key, to, order, how))
 	a.handingOver = append(a.handingOver, order)
-	a.keepers = append(slices.DeleteFunc(a.keepers, func(org string) bool { return org == named }), first)
-	a.connection = a.learnt(event, named)
+}
+
+// waits reports that an event has to, for an organization that has to be told what is known first; and notes what a newer one
+// teaches.
+func (a *account) waits(e heldBack, order int64) bool {
+	c := a.connection
+	if !c.Learned || e.named == "" {
+		return false
+	}
+	newer := cmp.Or(cmp.Compare(e.occurred, c.TaughtUnixMs), cmp.Compare(e.source, c.TaughtSourceEventId)) > 0
+	switch {
+	case e.named == c.OrganizationId:
+		if newer && len(a.keepers) > 0 {
+			c.TaughtUnixMs, c.TaughtSourceEventId = e.occurred, e.source
+		}
+		return false
+	case newer:
+		a.copy(e.named, order, "")
+		a.keepers = append(slices.DeleteFunc(a.keepers, func(org string) bool { return org == e.named }), c.OrganizationId)
+		a.connection = a.learnt(e)
+		return true
+	case !slices.Contains(a.keepers, e.named):
+		a.copy(e.named, order, ", and stays")
+		a.keepers = append(a.keepers, e.named)
+		return true
+	}
+	return false
 }
 
 // take gives the account to an organization, all of it from who holds it or held it last.
@@ -137,20 +167,23 @@ func (a *account) hold(event heldBack, row *webhooksv1.InboundRow, order int64) 
 
 func (a *account) tell(org string, what ...string) { a.told[org] = append(a.told[org], what...) }
 
-// handOn gives what is held to the organization, while all of the account is there: up to an event that teaches another.
+// handOn gives what is held to who it is for, while all of the account is there: up to an event that waits for that.
 func (a *account) handOn(order int64) {
 	for len(a.handingOver) == 0 && a.connection != nil && len(a.held) > 0 {
 		e := a.held[0]
-		if a.connection.Learned && e.named != "" && e.named != a.connection.OrganizationId {
-			a.learnAnew(e.id, e.named, order)
+		if a.waits(e, order) {
 			return
 		}
-		for _, keeper := range a.keepers {
-			if e.subscription != "" {
-				a.tell(keeper, fmt.Sprintf("%s of %s is of %s since %s", e.subscription, a.key, a.connection.OrganizationId, e.source))
+		to := a.connection.OrganizationId
+		if a.connection.Learned {
+			to = cmp.Or(e.named, to)
+		}
+		for _, other := range append([]string{a.connection.OrganizationId}, a.keepers...) {
+			if e.subscription != "" && len(a.keepers) > 0 && other != to {
+				a.tell(other, fmt.Sprintf("%s of %s is of %s since %s", e.subscription, a.key, to, e.source))
 			}
 		}
-		a.tell(a.connection.OrganizationId, e.id)
+		a.tell(to, e.id)
 		a.held = a.held[1:]
 	}
 }
@@ -170,7 +203,7 @@ func (a *account) connect(cmd *webhooksv1.Command, order int64) {
 		a.connection.OrganizationId = cmd.OrganizationId
 	}
 	a.gather(cmd.OrganizationId, order)
-	a.connection.Learned = false // who asks for what was learnt has it by API
+	a.connection.Learned, a.connection.TaughtUnixMs, a.connection.TaughtSourceEventId = false, 0, "" // who asks for what was learnt has it by API
 	a.outcomes = append(a.outcomes, canonical(&webhooksv1.CommandOutcome{
 		CommandId: cmd.Id, Result: &webhooksv1.CommandOutcome_Connection{Connection: a.connection},
 	}))
@@ -341,6 +374,9 @@ func (j *judge) forwardedTo(org string, inputs []*kgo.Record) (n int) {
 			line := fmt.Sprintf("release %s to %s, order %d", schemas.AccountKey(r.Source, r.Account), r.ToOrganizationId, r.Order)
 			if r.Learnt {
 				line += ", a copy"
+			}
+			if r.Stays {
+				line += ", and stays"
 			}
 			got = append(got, line)
 		case cmd.GetReleaseSubscription() != nil:

@@ -60,6 +60,8 @@ type message struct {
 	// named is the organization that the event names in its metadata, "" for none.
 	named string
 	body  []byte
+	// created is the body's, in seconds; zero where it has none.
+	created int64
 	// command is set instead of a body.
 	command *webhooksv1.Command
 	// overtaken is how many are sent before it.
@@ -351,6 +353,7 @@ func (o *organization) object(s *subscription, ended int64) []byte {
 }
 
 func eventBody(m *message, created int64, object []byte) []byte {
+	m.created = created
 	return fmt.Appendf(nil, `{
   "id": %q,
   "object": "event",

@@ -151,6 +151,11 @@ func record(o *organization, m *message, now time.Time) *kgo.Record {
 	} {
 		r.Headers = append(r.Headers, kgo.RecordHeader{Key: h[0], Value: []byte(h[1])})
 	}
+	if m.created != 0 {
+		r.Headers = append(r.Headers, kgo.RecordHeader{
+			Key: schemas.HeaderTime, Value: []byte(time.Unix(m.created, 0).UTC().Format(cloudevent.TimeLayout)),
+		})
+	}
 	switch {
 	case o.way == direct:
 		r.Headers = append(r.Headers, kgo.RecordHeader{Key: schemas.HeaderOrganization, Value: []byte(o.name)})

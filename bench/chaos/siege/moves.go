@@ -131,7 +131,7 @@ func (m *model) release(cmd *webhooksv1.Command, r *webhooksv1.ReleaseAccount) {
 		m.learnt++
 	}
 	given := m.hands(r.ToOrganizationId, id.Derive(id.Command, "adopt", cmd.Id))
-	held := billing.Settled(m.state)
+	held := billing.Copy(m.state, r.Account, m.name)
 	if !r.Learnt {
 		var released billing.Result
 		released, held = billing.Release(m.state, billing.Move{
@@ -148,7 +148,9 @@ func (m *model) release(cmd *webhooksv1.Command, r *webhooksv1.ReleaseAccount) {
 	if m.wrong == nil && !proto.Equal(given.GetAdoptAccount(), want) {
 		m.wrong = fmt.Errorf("handed over by %s:\nexpected: %v\nfound: %v", cmd.Id, want, given.GetAdoptAccount())
 	}
-	m.marks[schemas.AccountKey(r.Source, r.Account)] = mark{r.ToOrganizationId, r.Order, r.Learnt}
+	if !r.Stays {
+		m.marks[schemas.AccountKey(r.Source, r.Account)] = mark{r.ToOrganizationId, r.Order, r.Learnt}
+	}
 	if r.Learnt && m.near(r.ToOrganizationId) {
 		return // it has what is known of events
 	}
@@ -242,7 +244,7 @@ func (m *model) adopt(cmd *webhooksv1.Command, a *webhooksv1.AdoptAccount) {
 	adopted := billing.Adopt(m.state, billing.Move{
 		Organization: m.name, CustomerID: a.Account, CauseID: cmd.Id, AtUnixMS: told.IssuedUnixMs,
 	}, billing.Holding{
-		Subscriptions: a.Subscriptions, FailedInvoices: a.FailedInvoices,
+		From: a.FromOrganizationId, Subscriptions: a.Subscriptions, FailedInvoices: a.FailedInvoices,
 		SettledInvoices: a.SettledInvoices, SettledUnixMS: a.SettledUnixMs,
 	}, m.plans)
 	m.pass(cmd.Id, adopted.Words)

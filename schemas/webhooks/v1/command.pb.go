@@ -1040,8 +1040,10 @@ type ReleaseAccount struct {
 	// account's partition of `inbound.unrouted`, of the record that made it.
 	Order int64 `protobuf:"varint,5,opt,name=order,proto3" json:"order,omitempty"`
 	// The account was learnt for another organization, and may be paying for both: this one keeps what it knows and hands over
-	// a copy of what tells which events took effect.
-	Learnt        bool `protobuf:"varint,6,opt,name=learnt,proto3" json:"learnt,omitempty"`
+	// a copy of what tells which events took effect, and of where it knows the account's subscriptions to be.
+	Learnt bool `protobuf:"varint,6,opt,name=learnt,proto3" json:"learnt,omitempty"`
+	// Besides, this one stays connected: an older event names the other.
+	Stays         bool `protobuf:"varint,7,opt,name=stays,proto3" json:"stays,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1118,13 +1120,21 @@ func (x *ReleaseAccount) GetLearnt() bool {
 	return false
 }
 
+func (x *ReleaseAccount) GetStays() bool {
+	if x != nil {
+		return x.Stays
+	}
+	return false
+}
+
 // AdoptAccount tells an organization that an account is connected to it, and what another one knew of it.
 type AdoptAccount struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Source        string                 `protobuf:"bytes,1,opt,name=source,proto3" json:"source,omitempty"`
-	Account       string                 `protobuf:"bytes,2,opt,name=account,proto3" json:"account,omitempty"`
-	MovedUnixMs   int64                  `protobuf:"varint,3,opt,name=moved_unix_ms,json=movedUnixMs,proto3" json:"moved_unix_ms,omitempty"`
-	Subscriptions []*Subscription        `protobuf:"bytes,4,rep,name=subscriptions,proto3" json:"subscriptions,omitempty"`
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Source      string                 `protobuf:"bytes,1,opt,name=source,proto3" json:"source,omitempty"`
+	Account     string                 `protobuf:"bytes,2,opt,name=account,proto3" json:"account,omitempty"`
+	MovedUnixMs int64                  `protobuf:"varint,3,opt,name=moved_unix_ms,json=movedUnixMs,proto3" json:"moved_unix_ms,omitempty"`
+	// Those that are elsewhere say where.
+	Subscriptions []*Subscription `protobuf:"bytes,4,rep,name=subscriptions,proto3" json:"subscriptions,omitempty"`
 	// As in ReleaseAccount.
 	Order int64 `protobuf:"varint,5,opt,name=order,proto3" json:"order,omitempty"`
 	// The account's failed invoices, and the settled invoices of all accounts: which are this one's is not known.
@@ -2491,14 +2501,15 @@ const file_webhooks_v1_command_proto_rawDesc = "" +
 	"\x10DeleteConnection\x12#\n" +
 	"\rconnection_id\x18\x01 \x01(\tR\fconnectionId\x12\x16\n" +
 	"\x06source\x18\x02 \x01(\tR\x06source\x12\x18\n" +
-	"\aaccount\x18\x03 \x01(\tR\aaccount\"\xc2\x01\n" +
+	"\aaccount\x18\x03 \x01(\tR\aaccount\"\xd8\x01\n" +
 	"\x0eReleaseAccount\x12\x16\n" +
 	"\x06source\x18\x01 \x01(\tR\x06source\x12\x18\n" +
 	"\aaccount\x18\x02 \x01(\tR\aaccount\x12,\n" +
 	"\x12to_organization_id\x18\x03 \x01(\tR\x10toOrganizationId\x12\"\n" +
 	"\rmoved_unix_ms\x18\x04 \x01(\x03R\vmovedUnixMs\x12\x14\n" +
 	"\x05order\x18\x05 \x01(\x03R\x05order\x12\x16\n" +
-	"\x06learnt\x18\x06 \x01(\bR\x06learnt\"\x85\x03\n" +
+	"\x06learnt\x18\x06 \x01(\bR\x06learnt\x12\x14\n" +
+	"\x05stays\x18\a \x01(\bR\x05stays\"\x85\x03\n" +
 	"\fAdoptAccount\x12\x16\n" +
 	"\x06source\x18\x01 \x01(\tR\x06source\x12\x18\n" +
 	"\aaccount\x18\x02 \x01(\tR\aaccount\x12\"\n" +

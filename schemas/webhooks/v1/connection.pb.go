@@ -36,8 +36,12 @@ type Connection struct {
 	// "active" or "revoked".
 	Status        string `protobuf:"bytes,7,opt,name=status,proto3" json:"status,omitempty"`
 	CreatedUnixMs int64  `protobuf:"varint,8,opt,name=created_unix_ms,json=createdUnixMs,proto3" json:"created_unix_ms,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	// Of one that was learnt: the newest event known to the router that names the organization, by when it occurred and, at one
+	// time, by the source's id of it. One that is no newer makes the account nobody else's.
+	TaughtUnixMs        int64  `protobuf:"varint,9,opt,name=taught_unix_ms,json=taughtUnixMs,proto3" json:"taught_unix_ms,omitempty"`
+	TaughtSourceEventId string `protobuf:"bytes,10,opt,name=taught_source_event_id,json=taughtSourceEventId,proto3" json:"taught_source_event_id,omitempty"`
+	unknownFields       protoimpl.UnknownFields
+	sizeCache           protoimpl.SizeCache
 }
 
 func (x *Connection) Reset() {
@@ -124,6 +128,20 @@ func (x *Connection) GetCreatedUnixMs() int64 {
 		return x.CreatedUnixMs
 	}
 	return 0
+}
+
+func (x *Connection) GetTaughtUnixMs() int64 {
+	if x != nil {
+		return x.TaughtUnixMs
+	}
+	return 0
+}
+
+func (x *Connection) GetTaughtSourceEventId() string {
+	if x != nil {
+		return x.TaughtSourceEventId
+	}
+	return ""
 }
 
 // Route is where the edge sends an account's events. Value of the table `routes`, key `<source>/<account>`. It is
@@ -369,7 +387,7 @@ var File_webhooks_v1_connection_proto protoreflect.FileDescriptor
 
 const file_webhooks_v1_connection_proto_rawDesc = "" +
 	"\n" +
-	"\x1cwebhooks/v1/connection.proto\x12\vwebhooks.v1\"\x81\x02\n" +
+	"\x1cwebhooks/v1/connection.proto\x12\vwebhooks.v1\"\xdc\x02\n" +
 	"\n" +
 	"Connection\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12'\n" +
@@ -379,7 +397,10 @@ const file_webhooks_v1_connection_proto_rawDesc = "" +
 	"\x13sealed_access_token\x18\x05 \x01(\fR\x11sealedAccessToken\x12\x18\n" +
 	"\alearned\x18\x06 \x01(\bR\alearned\x12\x16\n" +
 	"\x06status\x18\a \x01(\tR\x06status\x12&\n" +
-	"\x0fcreated_unix_ms\x18\b \x01(\x03R\rcreatedUnixMs\"J\n" +
+	"\x0fcreated_unix_ms\x18\b \x01(\x03R\rcreatedUnixMs\x12$\n" +
+	"\x0etaught_unix_ms\x18\t \x01(\x03R\ftaughtUnixMs\x123\n" +
+	"\x16taught_source_event_id\x18\n" +
+	" \x01(\tR\x13taughtSourceEventId\"J\n" +
 	"\x05Route\x12'\n" +
 	"\x0forganization_id\x18\x01 \x01(\tR\x0eorganizationId\x12\x18\n" +
 	"\alearned\x18\x02 \x01(\bR\alearned\"\xc1\x01\n" +
