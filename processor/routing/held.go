@@ -18,15 +18,16 @@ const (
 	handingOnPrefix = "!handing-on/"
 )
 
-// Bounds of what one transaction hands on, and of the hand-overs that it gives up. A transaction closes at 1,000 inputs or
-// 8 MB of outputs.
+// Bounds of what one call hands on, and of the hand-overs that it gives up. A transaction closes at 1,000 inputs or 8 MB of
+// outputs. They are a call's, so that what becomes of an account whose events they hold does not depend on what else is in
+// the transaction: it is connected, all of them are handed on, and only what comes later finds it moved.
 const (
 	maxHandedOn      = 256
 	maxHandedOnBytes = 4 << 20
 	maxGivenUp       = 256
 )
 
-// budget is what a transaction has handed on, and the hand-overs that it has had given up.
+// budget is what a call has handed on, and the hand-overs that it has had given up.
 type budget struct{ events, bytes, givenUp int }
 
 func (b *budget) used() bool { return b.events >= maxHandedOn || b.bytes >= maxHandedOnBytes }
@@ -81,7 +82,7 @@ func (u unit) goOn(account string) error {
 	return u.goLive(account, connection)
 }
 
-// postpone leaves the rest of what an account holds to later transactions, which have the order of this one.
+// postpone leaves the rest of what an account holds to later calls of Advance, which have the order of this one.
 func (u unit) postpone(account string) {
 	if _, on := u.handingOn[account]; !on {
 		u.handingOn[account] = u.order

@@ -91,7 +91,7 @@ type task struct {
 	// closed are those that wait to be handed over, shown how many of them the metric has.
 	closed closed
 	shown  int
-	// spent is what the open transaction has handed on.
+	// spent is what the present call has handed on.
 	spent budget
 	// counts are the results of the open transaction, which become metrics once it is committed.
 	counts [results]int
@@ -139,6 +139,7 @@ func (t *task) show(n int) {
 
 // Process implements stream.Task.
 func (t *task) Process(tx *stream.Tx, in *kgo.Record) error {
+	t.spent = budget{}
 	u := unit{task: t, tx: tx, order: in.Offset + 1}
 	e := readEvent(in)
 	if cloudevent.IsCommand(e.source, e.eventType) {
@@ -147,9 +148,9 @@ func (t *task) Process(tx *stream.Tx, in *kgo.Record) error {
 	return u.event(in, &e)
 }
 
-// Advance implements stream.Task: it has the hand-overs given up that are overdue, and goes on handing on what is held, within
-// the transaction's budget.
+// Advance implements stream.Task: it has the hand-overs given up that are overdue, and goes on handing on what is held.
 func (t *task) Advance(tx *stream.Tx, now time.Time) error {
+	t.spent = budget{}
 	u := unit{task: t, tx: tx}
 	if err := u.giveUp(now); err != nil {
 		return err

@@ -665,3 +665,16 @@ func FuzzRouter(f *testing.F) {
 		require.Positive(t, traces, "every event leaves a trace")
 	})
 }
+
+// A transaction that hands on much for others goes on to do so for this one.
+func TestWhatIsHandedOnAtOnceDoesNotDependOnOthers(t *testing.T) {
+	w := newWorld(t)
+	for i := range 250 {
+		w.Process(event(fmt.Sprintf("evt_%d", i), "cus_1", handled, ""), event(fmt.Sprintf("evt_%d", 1000+i), "cus_2", handled, ""))
+	}
+	out := w.Process(connect("org_1", "cus_1", false), connect("org_2", "cus_2", false), connect("org_3", "cus_2", true))
+	require.Len(t, handedOn(out), 500)
+	for _, line := range handedOn(out) {
+		require.NotContains(t, line, "org_3")
+	}
+}

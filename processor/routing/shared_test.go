@@ -160,7 +160,7 @@ func TestWhoIsNamedByAnOlderEventIsIntroducedOnce(t *testing.T) {
 // What is held is handed on in pieces, and in one of them is an event that teaches.
 func TestAnAccountIsLearntAnewInTheMidstOfHandingOn(t *testing.T) {
 	w := newWorld(t)
-	for i := range 900 {
+	for i := range 1800 {
 		w.Process(event(fmt.Sprintf("evt_%04d", i), "cus_1", handled, ""))
 	}
 	made := w.outcome(w.Process(connect("org_1", "cus_1", false))).GetConnection()
