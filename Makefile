@@ -1,6 +1,7 @@
 # make run    the whole system on this machine, in the foreground (needs Go and npm)
 # make test   all tests, with the race detector, on a real Kafka and ClickHouse that they start; then each fuzz target a while
-# make chaos  ten minutes of killing and freezing the processor under load, on one broker, then four on three, and as much of the deliverer; CHAOS='-seed 7'
+# make chaos  ten minutes of killing and freezing the processor under load, then four on three brokers and four of kills alone; as
+#             much of the deliverer; CHAOS='-seed 7'
 # make lint   what must hold of the code before it is tested
 # make generate   the Go code of schemas/webhooks/v1
 
@@ -38,8 +39,10 @@ CHAOS ?=
 chaos:
 	go run ./bench/chaos -duration 10m $(CHAOS)
 	go run ./bench/chaos -duration 4m -brokers 3 $(CHAOS)
+	go run ./bench/chaos -duration 4m -kills-only $(CHAOS)
 	go run ./bench/chaos -what delivery -duration 10m $(CHAOS)
 	go run ./bench/chaos -what delivery -duration 4m -brokers 3 $(CHAOS)
+	go run ./bench/chaos -what delivery -duration 4m -kills-only $(CHAOS)
 
 # The race detector needs a C compiler.
 compiler:

@@ -10,8 +10,9 @@
 // ClickHouse is killed, frozen and away for -away too, what receivers saw, the log and ClickHouse's tables with each other.
 //
 // A twentieth of the time the load is as much as the instances take, undisturbed; then a tenth of it the same under fire,
-// and -rate a second for the rest. It exits with 1 when an output differs, which is printed, or when the throughput under
-// fire is less than half of that undisturbed. The order of the faults follows from the seed, the moments at which they meet
+// and -rate a second for the rest. It exits with 1 when an output differs or a bar is missed, which is printed: the throughput
+// under fire is half of that undisturbed, 99 in 100 take less than ten seconds where there is nothing but kills, and memory
+// does not grow with what ClickHouse misses. The order of the faults follows from the seed, the moments at which they meet
 // the instances do not.
 package main
 
@@ -25,15 +26,13 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
+	"strings"
 	"time"
 
 	"github.com/betterdata/webhooks/bench/chaos/delivery"
 	"github.com/betterdata/webhooks/bench/chaos/siege"
 	"github.com/betterdata/webhooks/internal/testenv"
 )
-
-// bar is the least throughput under fire, of that undisturbed.
-const bar = 0.5
 
 // settings are of the command line.
 type settings struct {
@@ -50,7 +49,7 @@ type settings struct {
 type report interface {
 	Print(io.Writer)
 	Equal() bool
-	Ratio() float64
+	Missed() []string
 }
 
 func main() {
@@ -106,11 +105,11 @@ func run(ctx context.Context, s settings) error {
 		return fmt.Errorf("seed %d: %w", s.seed, err)
 	}
 	r.Print(os.Stdout)
-	switch {
-	case !r.Equal():
+	if !r.Equal() {
 		return errors.New("the outputs differ from the model's")
-	case r.Ratio() < bar:
-		return fmt.Errorf("the throughput under fire is %.0f %% of that undisturbed, the bar is %.0f %%", 100*r.Ratio(), 100*bar)
+	}
+	if missed := r.Missed(); len(missed) > 0 {
+		return errors.New(strings.Join(missed, "; "))
 	}
 	return nil
 }

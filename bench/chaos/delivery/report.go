@@ -16,6 +16,8 @@ import (
 // Report is what a run has shown.
 type Report struct {
 	Seed uint64
+	// KillsOnly as in Config.
+	KillsOnly bool
 	fire.Counts
 	// RowKills and RowFreezes are ClickHouse's.
 	RowKills, RowFreezes int
@@ -46,12 +48,13 @@ func sinkGroups() (groups []string) {
 // Equal reports that nothing differs from the model.
 func (r *Report) Equal() bool { return r.count == 0 }
 
-// Ratio is the throughput under fire of that at peace; 0 when it was not measured.
-func (r *Report) Ratio() float64 {
-	if r.Peace == 0 {
-		return 0
+// Missed tells of the bars that were missed.
+func (r *Report) Missed() []string {
+	missed := fire.Bars(r.Peace, r.Fire, r.P99(), r.KillsOnly)
+	if !r.flat() {
+		missed = append(missed, fmt.Sprintf("memory grows while ClickHouse is away: from %.0f MiB to %.0f", r.Held, r.HeldAway))
 	}
-	return r.Fire / r.Peace
+	return missed
 }
 
 // P99 is the time from the making of a delivery to a prompt endpoint until its first request, under fire with a steady load.
@@ -60,8 +63,8 @@ func (r *Report) P99() time.Duration { return percentile(r.times, .99) }
 // roomForRows is what the sinks may hold more of while ClickHouse is away, in MiB: 32 each, and a poll on top.
 const roomForRows = 3 * 40
 
-// Flat reports that memory does not grow with what ClickHouse has missed.
-func (r *Report) Flat() bool { return r.HeldAway <= r.Held+roomForRows }
+// flat reports that memory does not grow with what ClickHouse has missed.
+func (r *Report) flat() bool { return r.HeldAway <= r.Held+roomForRows }
 
 // weigh tells the memory held while ClickHouse was away from that before and after.
 func (r *Report) weigh(w *watch) {
@@ -89,7 +92,7 @@ func (r *Report) Print(out io.Writer) {
 	p("sent again: %d after a fault, after one %d at most; %d on a stale connection; rows marked so: %d, of which %d came once",
 		r.afterFault, r.most, r.stale, r.marked, r.needless)
 	if r.Peace > 0 {
-		p("throughput, as much as is delivered: %.0f deliveries/s at peace, %.0f under fire: %.0f %%", r.Peace, r.Fire, 100*r.Ratio())
+		p("throughput, as much as is delivered: %.0f deliveries/s at peace, %.0f under fire: %.0f %%", r.Peace, r.Fire, 100*r.Fire/r.Peace)
 	}
 	p("from making to first request, under fire, %d deliveries to prompt endpoints: p50 %s, p99 %s, longest %s", len(r.times),
 		percentile(r.times, .5).Round(time.Millisecond), r.P99().Round(time.Millisecond), percentile(r.times, 1).Round(time.Millisecond))

@@ -18,6 +18,8 @@ import (
 // Report is what a run has shown.
 type Report struct {
 	Seed uint64
+	// KillsOnly as in Config.
+	KillsOnly bool
 	fire.Counts
 	// InTimer is how many of the freezes met the output of a timer in the open transaction.
 	InTimer int
@@ -39,13 +41,8 @@ type Report struct {
 // Equal reports that nothing differs from the model.
 func (r *Report) Equal() bool { return r.count == 0 }
 
-// Ratio is the throughput under fire of that at peace; 0 when it was not measured.
-func (r *Report) Ratio() float64 {
-	if r.Peace == 0 {
-		return 0
-	}
-	return r.Fire / r.Peace
-}
+// Missed tells of the bars that were missed.
+func (r *Report) Missed() []string { return fire.Bars(r.Peace, r.Fire, r.P99, r.KillsOnly) }
 
 // Print writes the report.
 func (r *Report) Print(out io.Writer) {
@@ -69,7 +66,7 @@ func (r *Report) Print(out io.Writer) {
 		p("  %-16s %9d", topic, r.compared[topic])
 	}
 	if r.Peace > 0 {
-		p("throughput, as much as is taken: %.0f rows/s at peace, %.0f under fire: %.0f %%", r.Peace, r.Fire, 100*r.Ratio())
+		p("throughput, as much as is taken: %.0f rows/s at peace, %.0f under fire: %.0f %%", r.Peace, r.Fire, 100*r.Fire/r.Peace)
 	}
 	p("from acceptance until the row is visible, under fire, %d inputs: p50 %s, p99 %s, longest %s", r.Timed,
 		r.P50.Round(time.Millisecond), r.P99.Round(time.Millisecond), r.Longest.Round(time.Millisecond))
