@@ -28,6 +28,7 @@ const (
 	ContentTypeProtobuf     = "application/x-protobuf"
 	SpecVersion             = "1.0"
 	TypeCommand             = "command"
+	TypeDeadLetter          = "dead-letter" // inbound, from SourceManagement: a letter of the router's, on its way to inbound.dead
 	SourceManagement        = "management"
 	SourceStripe            = "stripe"
 )

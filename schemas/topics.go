@@ -38,10 +38,10 @@ const IdempotencyRetention = day
 // organization where the comment says org, the source account, or the endpoint.
 const (
 	Control         = "control"          // the partition plan
-	Inbound         = "inbound"          // org: verified source events and commands
+	Inbound         = "inbound"          // org: verified source events and commands; event id: letters of the router's
 	InboundCatalog  = "inbound.catalog"  // org: product and stock traffic
 	InboundUnrouted = "inbound.unrouted" // account: events of accounts without an organization, and commands on them
-	InboundDead     = "inbound.dead"     // org or account: verified events that could not be used, and which were replayed
+	InboundDead     = "inbound.dead"     // org, or event id where there is none: verified events that could not be used, and which were replayed
 	Events          = "events"           // org: the canonical public log
 	Deliveries      = "deliveries"       // endpoint: one event for the endpoints of a partition, or a command on one
 	Retries         = "retries"          // endpoint: what waits, compacted
@@ -57,7 +57,7 @@ const (
 	Replays      = "replays"      // endpoint
 
 	// Private state of task groups.
-	InboundSeen    = "inbound-seen"    // org: dedupe of source events
+	InboundSeen    = "inbound-seen"    // org, or event id where there is none: dedupe of source events
 	Idempotency    = "idempotency"     // org: commands by their Idempotency-Key
 	UnroutedHeld   = "unrouted-held"   // account: events that wait for a connection
 	EndpointHealth = "endpoint-health" // endpoint: breakers, and for how long endpoints have been failing
@@ -66,7 +66,7 @@ const (
 	Attempts     = "attempts"      // endpoint
 	DeliveryRows = "delivery-rows" // endpoint (org where there is none)
 	EventRows    = "event-rows"    // org
-	InboundRows  = "inbound-rows"  // org or account
+	InboundRows  = "inbound-rows"  // org, account or event id
 	BillingAudit = "billing-audit" // org
 	Rejections   = "rejections"    // any
 )

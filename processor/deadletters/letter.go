@@ -10,18 +10,19 @@
 //   - inbound: the event takes effect once. Its organization's owner remembers it, as dead until it took effect and as
 //     done from then on, for DEDUPE_RETENTION after each; a letter that is older may meet an owner that has forgotten. An
 //     event that is still of no use gets no second letter.
-//   - inbound.unrouted: the same, since all that the router makes of it comes to the organization's owner. Its rows may
-//     say twice that it came.
+//   - inbound.unrouted: the same, since all that the router makes of it comes to the organization's owner, or where it makes
+//     nothing of it to the owner of the partition of the event's id, who remembers it likewise. Its rows may say twice that it came.
 //   - events: it is not replayed again. Fan-out remembers nothing, and a deliverer does not ask whether what it is given was
 //     delivered before: it would count the same delivery's attempts from 1 once more.
 //
-// Where nobody remembers (the router, fan-out, what names no organization or has no id, and commands, which are carried out
-// as they are read), a record that is still of no use gets a new letter in the place of the one that was replayed.
+// Where nobody remembers (fan-out, what has no id, and commands, which are carried out as they are read), a record that is
+// still of no use gets a new letter in the place of the one that was replayed.
 //
 // Times are those of the record's headers; a record without them counts as accepted when it was replayed.
 package deadletters
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -38,8 +39,8 @@ const (
 	// maxText bounds each text of a letter's row: the texts come from headers, which the letter has anyway. All of them
 	// together leave room for a record with the largest body that the edge takes, and its headers.
 	maxText = 4 << 10
-	// recordBytes is what a record has beside key and value, for stream.MaxOutput.
-	recordBytes = 64
+	// recordBytes is what a record has beside key and value, for stream.MaxOutput: also one that hands a letter on.
+	recordBytes = 512
 )
 
 // New is the letter of a record of a topic (without prefix). It always encodes and fits into a record, whatever is in the
@@ -64,6 +65,32 @@ func New(topic string, record *kgo.Record, row *webhooksv1.InboundRow, now time.
 // Record is a letter as it stands on `inbound.dead`, under its event's id.
 func Record(letter *webhooksv1.DeadInbound) *kgo.Record {
 	return &kgo.Record{Key: []byte(letter.Event.EventId), Value: encode(letter)}
+}
+
+// HandedOn is a letter on its way, on `inbound`, to who knows whether its event came before: the owner of the partition of
+// the event's id.
+func HandedOn(letter *webhooksv1.DeadInbound) *kgo.Record {
+	r := Record(letter)
+	for _, h := range [...][2]string{
+		{schemas.HeaderSpecVersion, schemas.SpecVersion},
+		{schemas.HeaderID, fmt.Sprintf("%s/%d/%d", letter.Topic, letter.Partition, letter.Offset)},
+		{schemas.HeaderSource, schemas.SourceManagement},
+		{schemas.HeaderType, schemas.TypeDeadLetter},
+		{schemas.HeaderContentType, schemas.ContentTypeProtobuf},
+	} {
+		r.Headers = append(r.Headers, kgo.RecordHeader{Key: h[0], Value: []byte(h[1])})
+	}
+	return r
+}
+
+// ReadHandedOn is the letter that a record with this source and type hands on, nil where it is none.
+func ReadHandedOn(source, eventType string, value []byte) *webhooksv1.DeadInbound {
+	letter := &webhooksv1.DeadInbound{}
+	if source != schemas.SourceManagement || eventType != schemas.TypeDeadLetter || proto.Unmarshal(value, letter) != nil ||
+		letter.GetEvent().GetEventId() == "" {
+		return nil
+	}
+	return letter
 }
 
 func encode(m *webhooksv1.DeadInbound) []byte {

@@ -11,6 +11,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"pgregory.net/rapid"
 
+	"github.com/betterdata/webhooks/internal/kafka"
 	"github.com/betterdata/webhooks/internal/stream"
 	"github.com/betterdata/webhooks/schemas"
 	webhooksv1 "github.com/betterdata/webhooks/schemas/webhooks/v1"
@@ -25,14 +26,30 @@ func rowOf(eventID string) *webhooksv1.InboundRow {
 	}
 }
 
-// sent is a letter after its way over the log, in a record that Kafka takes.
+// sent is a letter after its way over the log, in records that Kafka takes.
 func sent(t require.TestingT, letter *webhooksv1.DeadInbound) *webhooksv1.DeadInbound {
-	value, err := proto.Marshal(letter)
-	require.NoError(t, err)
-	require.True(t, stream.Fits(&kgo.Record{Key: []byte(letter.Event.EventId), Value: value}), "%d bytes", len(value))
-	got := &webhooksv1.DeadInbound{}
-	require.NoError(t, proto.Unmarshal(value, got))
-	return got
+	for _, r := range []*kgo.Record{Record(letter), HandedOn(letter)} {
+		require.True(t, stream.Fits(r), "%d bytes", len(r.Value))
+		require.Equal(t, letter.Event.EventId, string(r.Key))
+		got := &webhooksv1.DeadInbound{}
+		require.NoError(t, proto.Unmarshal(r.Value, got))
+		letter = got
+	}
+	return letter
+}
+
+func TestALetterThatIsHandedOnIsTheSame(t *testing.T) {
+	record := &kgo.Record{Key: []byte("stripe/"), Value: []byte(`{"id":"evt_s"}`), Headers: []kgo.RecordHeader{{Key: "\xff", Value: nil}}, Partition: 7, Offset: 42}
+	letter := New(schemas.InboundUnrouted, record, rowOf("evt_1"), buried)
+	on := HandedOn(letter)
+	source, eventType := kafka.ReadHeader(on.Headers, schemas.HeaderSource), kafka.ReadHeader(on.Headers, schemas.HeaderType)
+	require.True(t, proto.Equal(letter, ReadHandedOn(source, eventType, on.Value)))
+	require.Equal(t, "inbound.unrouted/7/42", kafka.ReadHeader(on.Headers, schemas.HeaderID))
+
+	require.Nil(t, ReadHandedOn("stripe", eventType, on.Value), "a source cannot hand letters on")
+	require.Nil(t, ReadHandedOn(source, schemas.TypeCommand, on.Value))
+	require.Nil(t, ReadHandedOn(source, eventType, []byte("\xff")))
+	require.Nil(t, ReadHandedOn(source, eventType, nil), "whose event has no id")
 }
 
 func TestALetterHasTheWholeRecord(t *testing.T) {

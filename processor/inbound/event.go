@@ -6,7 +6,9 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/betterdata/webhooks/internal/cloudevent"
+	"github.com/betterdata/webhooks/processor/deadletters"
 	"github.com/betterdata/webhooks/schemas"
+	webhooksv1 "github.com/betterdata/webhooks/schemas/webhooks/v1"
 )
 
 // event is an inbound record, by its headers.
@@ -21,6 +23,10 @@ type event struct {
 	named  []byte
 	body   []byte
 	record *kgo.Record
+	// letter is set where the router could not use the event, and hands its letter on. unusable is why it is to be buried
+	// whatever it says, "" for nothing.
+	letter   *webhooksv1.DeadInbound
+	unusable string
 	// buried says that it came before and could not be used.
 	buried bool
 }
@@ -48,5 +54,17 @@ func read(in *kgo.Record) event {
 			e.acceptedAt = cloudevent.Time(h.Value, e.acceptedAt)
 		}
 	}
+	if letter := deadletters.ReadHandedOn(e.source, e.eventType, in.Value); letter != nil {
+		return letterOf(letter)
+	}
 	return e
+}
+
+// letterOf is the event of a letter: of no organization.
+func letterOf(letter *webhooksv1.DeadInbound) event {
+	of := letter.Event
+	return event{
+		source: of.Source, id: of.SourceEventId, eventType: of.Type, eventID: of.EventId, account: of.Account,
+		letter: letter, unusable: of.Reason,
+	}
 }

@@ -11,7 +11,8 @@
 //
 // What it promises: one effect per source and event id within the dedupe time, whomever the account is moved to or learnt for
 // meanwhile; nothing but a repeat is dropped without a row; a record that cannot be used goes to `inbound.dead` with its reason,
-// stops nobody, and takes effect when it comes again after a fix. What it must not do: decide anything about billing or
+// once, stops nobody, and takes effect when it comes again after a fix. What the router cannot use comes here as a letter, by the
+// event's id, so that this holds where there is no organization too. What it must not do: decide anything about billing or
 // endpoints itself.
 package inbound
 

@@ -289,12 +289,17 @@ func (t *task) hand(tx *stream.Tx, cmd *webhooksv1.Command) {
 	tx.Emit(schemas.Inbound, cmd.OrganizationId, r)
 }
 
-// forward sends an event on to the organization that its account was moved to.
-func (t *task) forward(tx *stream.Tx, e *event, to string) result {
+// forward sends an event on to the organization that its account was moved to, and reports that it did.
+func (t *task) forward(tx *stream.Tx, e *event) (gone bool, err error) {
+	to, err := t.moved.to(tx, e)
+	if to == "" || err != nil {
+		return false, err
+	}
 	r := &kgo.Record{Key: []byte(to), Value: e.body, Headers: cloudevent.WithOrganization(e.record.Headers, to)}
 	if !stream.Fits(r) {
-		return t.bury(tx, e, reasonTooLarge)
+		e.unusable = reasonTooLarge
+		return false, nil
 	}
 	tx.Emit(schemas.Inbound, to, r)
-	return forwarded
+	return true, nil
 }

@@ -45,7 +45,10 @@ func (t *task) bury(tx *stream.Tx, e *event, reason string) result {
 	}
 	t.log.Warn("inbound record cannot be used", "org", e.organization, "event_id", e.eventID, "source", e.source,
 		"type", e.eventType, "reason", reason)
-	letter := deadletters.New(schemas.Inbound, e.record, inboundRow(e, dead, reason), tx.Now())
+	letter := e.letter
+	if letter == nil {
+		letter = deadletters.New(schemas.Inbound, e.record, inboundRow(e, dead, reason), tx.Now())
+	}
 	tx.Emit(schemas.InboundDead, routing(e), deadletters.Record(letter))
 	emit(tx, schemas.InboundRows, routing(e), letter.Event.EventId, letter.Event)
 	return dead

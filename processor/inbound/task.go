@@ -1,6 +1,7 @@
 package inbound
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"time"
@@ -74,18 +75,19 @@ func (t *task) Process(tx *stream.Tx, in *kgo.Record) error {
 	return nil
 }
 
-// event drops what was seen before and hands the rest to its domain.
+// event drops what was seen before and hands the rest to its domain. What has no id cannot be told from another.
 func (t *task) event(tx *stream.Tx, e *event) (result, error) {
-	switch {
-	case !id.ValidOrg(e.organization):
-		return t.bury(tx, e, reasonNoOrganization), nil
-	case e.eventID == "":
-		return t.bury(tx, e, reasonNoID), nil
+	if e.unusable == "" && !id.ValidOrg(e.organization) {
+		e.unusable = reasonNoOrganization
 	}
-	if to, err := t.moved.to(tx, e); err != nil {
-		return 0, err
-	} else if to != "" {
-		return t.forward(tx, e, to), nil
+	if e.eventID == "" {
+		return t.bury(tx, e, cmp.Or(e.unusable, reasonNoID)), nil
+	}
+	if e.unusable == "" {
+		gone, err := t.forward(tx, e)
+		if gone || err != nil {
+			return forwarded, err
+		}
 	}
 	key := dedupe.KeyOf(e.source, e.account, e.eventID)
 	known, err := t.memory.Recall(tx, key)
@@ -114,6 +116,9 @@ func (t *task) event(tx *stream.Tx, e *event) (result, error) {
 
 // effect hands an event that is not a repeat to its domain.
 func (t *task) effect(tx *stream.Tx, e *event) (result, error) {
+	if e.unusable != "" {
+		return t.bury(tx, e, e.unusable), nil
+	}
 	if e.source == schemas.SourceStripe && billing.Handles(e.eventType) {
 		return t.billing(tx, e)
 	}

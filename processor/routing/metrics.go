@@ -27,7 +27,8 @@ type metrics struct {
 func newMetrics(reg prometheus.Registerer) *metrics {
 	events := prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "webhooks_router_events_total",
-		Help: "Events of accounts without a route, by what became of them. A held event counts again when it is handed on.",
+		Help: "Events of accounts without a route, by what became of them. A held event counts again when it is handed on; " +
+			"one that cannot be used counts as forwarded, to who buries it and counts it dead.",
 	}, []string{"result"})
 	m := &metrics{
 		handingOver: prometheus.NewGauge(prometheus.GaugeOpts{

@@ -26,7 +26,8 @@
 //
 // What is handed on has its original id, source, body and headers; ce_retained says that it was held. Duplicates are
 // not looked for here: that is the organization's partition's work. Nothing verified is dropped: an event that names no
-// account, and so could never be connected, goes to the organization its metadata names, or to `inbound.dead`.
+// account, and so could never be connected, goes to the organization its metadata names. One that cannot be used becomes a dead
+// letter; that goes by the partition of the event's id on `inbound`, where it is known whether it came before.
 package routing
 
 import (

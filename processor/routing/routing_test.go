@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"fmt"
 	"log/slog"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -95,7 +97,7 @@ func (w *world) outcome(out streamtest.Outputs) *webhooksv1.CommandOutcome {
 func handedOn(out streamtest.Outputs) []string {
 	var all []string
 	for _, r := range out.Topic(schemas.Inbound) {
-		if kafka.ReadHeader(r.Headers, schemas.HeaderType) == schemas.TypeCommand {
+		if kafka.ReadHeader(r.Headers, schemas.HeaderSource) == schemas.SourceManagement {
 			continue
 		}
 		line := kafka.ReadHeader(r.Headers, schemas.HeaderOrganization) + " " + kafka.ReadHeader(r.Headers, schemas.HeaderID)
@@ -114,9 +116,13 @@ func (w *world) rows(out streamtest.Outputs) []string {
 	for _, r := range out.Topic(schemas.InboundRows) {
 		var row webhooksv1.InboundRow
 		require.NoError(w.t, proto.Unmarshal(r.Value, &row))
-		all = append(all, fmt.Sprintf("%s %s %s", row.SourceEventId, row.Outcome, row.Reason))
+		all = append(all, textOf(&row))
 	}
 	return all
+}
+
+func textOf(row *webhooksv1.InboundRow) string {
+	return fmt.Sprintf("%s %s %s", row.SourceEventId, row.Outcome, row.Reason)
 }
 
 func (w *world) route(account string) string {
@@ -244,12 +250,65 @@ func TestEventWithoutAccount(t *testing.T) {
 	w := newWorld(t)
 	out := w.Process(event("evt_1", "", handled, "org_1"), event("evt_2", "", handled, ""))
 	require.Equal(t, []string{"org_1 evt_1"}, handedOn(out))
-	require.Equal(t, []string{"evt_2 dead no_account"}, w.rows(out))
-	require.Len(t, out.Topic(schemas.InboundDead), 1)
+	require.Equal(t, "evt_2 dead no_account", textOf(w.letter(out).Event))
 	require.Empty(t, w.Keys(schemas.Connections))
 }
 
-func TestADeadLetterHasTheRecordAndANewOneTakesItsPlace(t *testing.T) {
+// TestALetterGoesToWhoKnowsItsEvent: whoever it is, it is the same for each repeat, and buries it once.
+func TestALetterGoesToWhoKnowsItsEvent(t *testing.T) {
+	for name, test := range map[string]struct {
+		account, reason string
+		body            int
+	}{
+		"no account":       {"", "no_account", 10},
+		"too large":        {"cus_1", "too_large", schemas.MaxInboundBody + 1},
+		"both":             {"", "too_large", schemas.MaxInboundBody + 1},
+		"the largest body": {"", "no_account", schemas.MaxInboundBody},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			sent := func() *kgo.Record { return record("evt_1", test.account, handled, strings.Repeat("x", test.body)) }
+			out := w.Process(sent(), sent(), record("evt_2", test.account, handled, strings.Repeat("x", test.body)))
+			require.Empty(t, out.Topic(schemas.InboundDead))
+			require.Empty(t, out.Topic(schemas.InboundRows))
+			var to []int32
+			for _, p := range out {
+				require.Equal(t, schemas.Inbound, p.Topic)
+				letter := readLetter(p.Record)
+				require.Equal(t, test.reason, letter.Event.Reason)
+				require.Equal(t, test.account, letter.Event.Account)
+				require.Equal(t, kafka.PartitionOf(letter.Event.EventId, streamtest.Partitions), p.Partition)
+				to = append(to, p.Partition)
+			}
+			require.Len(t, to, 3)
+			require.Equal(t, to[0], to[1])
+			require.Equal(t, float64(3), counter(t, w.reg, "forwarded"))
+			require.Zero(t, counter(t, w.reg, "dead"), "it is counted where it is buried")
+		})
+	}
+}
+
+func TestWhatHasNoIDIsBuriedByTheRouter(t *testing.T) {
+	nameless := event("evt_1", "", handled, "")
+	nameless.Headers = slices.DeleteFunc(nameless.Headers, func(h kgo.RecordHeader) bool { return h.Key == schemas.HeaderEventID })
+	broken := command("org_1", &webhooksv1.Command{})
+	broken.Value = []byte("\xff")
+	for reason, in := range map[string]*kgo.Record{"no_account": nameless, "malformed_command": broken} {
+		t.Run(reason, func(t *testing.T) {
+			w := newWorld(t)
+			out := w.Process(in)
+			require.Empty(t, out.Topic(schemas.Inbound))
+			letter := &webhooksv1.DeadInbound{}
+			require.Len(t, out.Topic(schemas.InboundDead), 1)
+			require.NoError(t, proto.Unmarshal(out.Topic(schemas.InboundDead)[0].Value, letter))
+			require.Equal(t, reason, letter.Event.Reason)
+			require.Len(t, w.rows(out), 1)
+			require.Equal(t, float64(1), counter(t, w.reg, "dead"))
+		})
+	}
+}
+
+func TestALetterHasTheRecordAlsoOfAReplay(t *testing.T) {
 	w := newWorld(t)
 	in := event("evt_1", "", handled, "")
 	in.Key, in.Headers = []byte("stripe/"), append(in.Headers, kgo.RecordHeader{Key: "\xff", Value: []byte{}})
@@ -266,12 +325,36 @@ func TestADeadLetterHasTheRecordAndANewOneTakesItsPlace(t *testing.T) {
 	require.True(t, proto.Equal(first, second))
 }
 
-func (w *world) letter(out streamtest.Outputs) *webhooksv1.DeadInbound {
+// letter is the one that was handed on.
+func (w *world) letter(out streamtest.Outputs) (letter *webhooksv1.DeadInbound) {
 	w.t.Helper()
-	letter := &webhooksv1.DeadInbound{}
-	require.Len(w.t, out.Topic(schemas.InboundDead), 1)
-	require.NoError(w.t, proto.Unmarshal(out.Topic(schemas.InboundDead)[0].Value, letter))
+	for _, r := range out.Topic(schemas.Inbound) {
+		if l := readLetter(r); l != nil {
+			require.Nil(w.t, letter, "there is one")
+			letter = l
+		}
+	}
+	require.NotNil(w.t, letter)
 	return letter
+}
+
+func readLetter(r *kgo.Record) *webhooksv1.DeadInbound {
+	header := func(key string) string { return kafka.ReadHeader(r.Headers, key) }
+	return deadletters.ReadHandedOn(header(schemas.HeaderSource), header(schemas.HeaderType), r.Value)
+}
+
+func counter(t *testing.T, reg *prometheus.Registry, result string) (n float64) {
+	t.Helper()
+	families, err := reg.Gather()
+	require.NoError(t, err)
+	for _, f := range families {
+		for _, m := range f.Metric {
+			if f.GetName() == "webhooks_router_events_total" && m.Label[0].GetValue() == result {
+				n += m.GetCounter().GetValue()
+			}
+		}
+	}
+	return n
 }
 
 // TestARecordThatIsReplayedTwiceIsOneEvent: its organization's owner tells by the id that it is the same.

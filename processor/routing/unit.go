@@ -147,9 +147,16 @@ func (u unit) forward(org string, body []byte, headers []kgo.RecordHeader, more 
 	u.tx.Emit(schemas.Inbound, org, &kgo.Record{Key: []byte(org), Value: body, Headers: append(all, more...)})
 }
 
+// dead hands the letter of an event that cannot be used to the owner of its id's partition, who buries it unless it came before.
+// What has no id, a command among others, is buried here.
 func (u unit) dead(in *kgo.Record, e *event, reason string) error {
-	u.counts[resultDead]++
 	letter := deadletters.New(schemas.InboundUnrouted, in, e.row("", schemas.OutcomeDead, reason), u.tx.Now())
+	if eventID := letter.Event.EventId; eventID != "" {
+		u.counts[resultForwarded]++
+		u.tx.Emit(schemas.Inbound, eventID, deadletters.HandedOn(letter))
+		return nil
+	}
+	u.counts[resultDead]++
 	u.tx.Emit(schemas.InboundDead, e.key(), deadletters.Record(letter))
 	return u.row(e.key(), letter.Event)
 }

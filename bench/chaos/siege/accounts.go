@@ -35,6 +35,8 @@ type account struct {
 	// told is what each organization was given: events, and what became of the account.
 	told           map[string][]string
 	rows, outcomes []string
+	// letters are of what names no account.
+	letters []string
 	// answers are those of organizations, which are none of the load.
 	answers int
 }
@@ -79,6 +81,8 @@ func (a *account) apply(r *kgo.Record) error {
 	case !billing.Handles(header(schemas.HeaderType)):
 		row.Outcome, row.Reason = schemas.OutcomeIgnored, "unhandled_type"
 		a.rows = append(a.rows, canonical(row))
+	case header(schemas.HeaderAccount) == "":
+		a.letters = append(a.letters, letterOf(r, row))
 	case named != "":
 		a.take(named, r.Offset+1)
 		a.connection = a.learnt(event)
@@ -280,6 +284,9 @@ func (j *judge) account(a *account, connections, routes, held map[string][]byte)
 	}
 	for _, outcome := range a.outcomes {
 		j.expect(schemas.CommandOutcomes, outcome)
+	}
+	for _, letter := range a.letters {
+		j.expect(schemas.Inbound, letter)
 	}
 	var waits []string
 	for key, value := range held {

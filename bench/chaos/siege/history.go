@@ -24,6 +24,7 @@ const (
 	moving               // held until it is connected, and then moved about between organizations
 	shared               // learnt for one organization after another, and moved by API now and then
 	stranger             // held, for nobody ever connects the account
+	nameless             // buried, for they name neither an account nor an organization
 )
 
 // organization is one as Stripe and its admins would know it: it says what comes next.
@@ -80,8 +81,11 @@ func wayOf(n int) way {
 	case 17:
 		return shared
 	case 19:
-		if n%100 == 19 {
+		switch n % 100 {
+		case 19:
 			return stranger
+		case 39:
+			return nameless
 		}
 	}
 	return direct
@@ -89,7 +93,11 @@ func wayOf(n int) way {
 
 func newOrganization(n int, rng *rand.Rand) *organization {
 	name := fmt.Sprintf("org_%06d", n)
-	return &organization{name: name, customer: "cus_" + name, way: wayOf(n), endpoints: patterns(n / 20), rng: rng}
+	o := &organization{name: name, customer: "cus_" + name, way: wayOf(n), endpoints: patterns(n / 20), rng: rng}
+	if o.way == nameless {
+		o.customer = ""
+	}
+	return o
 }
 
 func (o *organization) account() string { return schemas.AccountKey(schemas.SourceStripe, o.customer) }
@@ -108,7 +116,7 @@ func (o *organization) holders() []string { return []string{o.name, o.name + "-b
 
 // again is how many of a hundred messages were sent before.
 func (o *organization) again() int {
-	if o.way == moving || o.way == shared {
+	if o.way == moving || o.way == shared || o.way == nameless {
 		return 30
 	}
 	return 6

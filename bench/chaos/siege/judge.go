@@ -146,6 +146,7 @@ func (j *judge) organizations(p int32) error {
 	if err != nil {
 		return err
 	}
+	inputs, buried := j.letters(inputs)
 	for _, r := range inputs {
 		f := of(string(r.Key))
 		f.inputs = append(f.inputs, r)
@@ -183,7 +184,7 @@ func (j *judge) organizations(p int32) error {
 	}
 	j.accepted(schemas.Inbound, p, len(inputs)-forwarded)
 	j.marksAre(models)
-	j.remembered(models, seen)
+	j.remembered(models, buried, seen)
 	for _, left := range [...]map[string]int{seen, endpoints} {
 		for key, n := range left {
 			j.differ("partition "+fmt.Sprint(p), "a key that follows from no input, %d times: %q", n, key)
@@ -234,8 +235,11 @@ func owner(topic string, r *kgo.Record) string {
 }
 
 // remembered crosses off what was remembered: each event once, though several organizations of a partition may know of it.
-func (j *judge) remembered(models map[string]*model, seen map[string]int) {
+func (j *judge) remembered(models map[string]*model, buried []dedupe.Key, seen map[string]int) {
 	known := map[dedupe.Key]string{}
+	for _, key := range buried {
+		known[key] = "router"
+	}
 	for org, m := range models {
 		for key := range m.seen {
 			known[key] = org
