@@ -136,6 +136,11 @@ func TestDecodeCapturedInvoices(t *testing.T) {
 
 // subscriptionBody is a usable event whose object has the given members instead or besides.
 func subscriptionBody(members string) string {
+	return withoutItems(`,"items":{"data":[{"price":"price_1"}]}` + members)
+}
+
+// withoutItems is one that lacks them, and so a price.
+func withoutItems(members string) string {
 	return `{"created":1760000000,"livemode":false,"data":{"object":{"id":"sub_1","object":"subscription","customer":"cus_1","status":"active"` + members + `}}}`
 }
 
@@ -145,21 +150,21 @@ func TestDecodeShapes(t *testing.T) {
 		check   func(t *testing.T, s *webhooksv1.Subscription)
 	}{
 		"the period of the item before the subscription's": {
-			`,"current_period_start":1,"current_period_end":2,"items":{"data":[{"current_period_start":10,"current_period_end":20}]}`,
+			`,"current_period_start":1,"current_period_end":2,"items":{"data":[{"price":"price_1","current_period_start":10,"current_period_end":20}]}`,
 			func(t *testing.T, s *webhooksv1.Subscription) {
 				require.Equal(t, int64(10000), s.CurrentPeriodStartUnixMs)
 				require.Equal(t, int64(20000), s.CurrentPeriodEndUnixMs)
 			},
 		},
 		"the latest of several items": {
-			`,"items":{"data":[{"current_period_start":10,"current_period_end":40},{"current_period_start":20,"current_period_end":30}]}`,
+			`,"items":{"data":[{"price":"price_1","current_period_start":10,"current_period_end":40},{"price":"price_2","current_period_start":20,"current_period_end":30}]}`,
 			func(t *testing.T, s *webhooksv1.Subscription) {
 				require.Equal(t, int64(20000), s.CurrentPeriodStartUnixMs)
 				require.Equal(t, int64(40000), s.CurrentPeriodEndUnixMs)
 			},
 		},
 		"the subscription's period where items have none": {
-			`,"current_period_start":1,"current_period_end":2,"items":{"data":[{"id":"si_1"}]}`,
+			`,"current_period_start":1,"current_period_end":2`,
 			func(t *testing.T, s *webhooksv1.Subscription) {
 				require.Equal(t, int64(1000), s.CurrentPeriodStartUnixMs)
 			},
@@ -187,25 +192,21 @@ func TestDecodeShapes(t *testing.T) {
 				require.Equal(t, int64(3), *s.Items[0].Quantity)
 			},
 		},
-		"a subscription from before there were items": {
-			`,"plan":{"id":"gold"},"quantity":2`,
-			func(t *testing.T, s *webhooksv1.Subscription) {
-				require.Len(t, s.Items, 1)
-				require.Equal(t, "gold", s.Items[0].PriceId)
-				require.Equal(t, int64(2), *s.Items[0].Quantity)
-			},
-		},
 		"null items beside a plan": {
 			`,"items":null,"plan":{"id":"gold"}`,
 			func(t *testing.T, s *webhooksv1.Subscription) { require.Equal(t, "gold", s.Items[0].PriceId) },
 		},
-		"no items": {
-			`,"items":{"data":[]}`,
-			func(t *testing.T, s *webhooksv1.Subscription) { require.Empty(t, s.Items) },
+		"no items beside a plan": {
+			`,"items":{"object":"list","data":[]},"plan":{"id":"gold"}`,
+			func(t *testing.T, s *webhooksv1.Subscription) { require.Equal(t, "gold", s.Items[0].PriceId) },
 		},
-		"no list of items": {
-			`,"items":{"object":"list","data":null}`,
-			func(t *testing.T, s *webhooksv1.Subscription) { require.Empty(t, s.Items) },
+		"a price known by its lookup key alone": {
+			`,"items":{"data":[{"price":{"lookup_key":"pro"}}]}`,
+			func(t *testing.T, s *webhooksv1.Subscription) { require.Equal(t, "pro", s.Items[0].LookupKey) },
+		},
+		"a price known by its product alone": {
+			`,"items":{"data":[{"price":{"id":null,"product":"prod_1"}}]}`,
+			func(t *testing.T, s *webhooksv1.Subscription) { require.Equal(t, "prod_1", s.Items[0].ProductId) },
 		},
 		"cancel_at": {
 			`,"cancel_at":50,"cancel_at_period_end":true,"current_period_end":40`,
@@ -216,7 +217,7 @@ func TestDecodeShapes(t *testing.T) {
 			func(t *testing.T, s *webhooksv1.Subscription) { require.Equal(t, int64(40000), s.CancelUnixMs) },
 		},
 		"the last of duplicate keys": {
-			`,"status":"unpaid","items":{"data":[{"id":"si_1"}]},"items":{"data":[{"id":"si_2"}]},"status":"paused"`,
+			`,"status":"unpaid","items":{"data":[{"id":"si_1"}]},"items":{"data":[{"id":"si_2","price":"price_1"}]},"status":"paused"`,
 			func(t *testing.T, s *webhooksv1.Subscription) {
 				require.Equal(t, "paused", s.Status)
 				require.Len(t, s.Items, 1)
@@ -233,6 +234,46 @@ func TestDecodeShapes(t *testing.T) {
 			require.Equal(t, Usable, Decode([]byte(subscriptionBody(test.members)), e))
 			test.check(t, e.Subscription)
 		})
+	}
+}
+
+func TestASubscriptionFromBeforeThereWereItems(t *testing.T) {
+	for _, named := range []string{"price", "plan"} {
+		e := &Event{ID: "evt_test", Type: SubscriptionUpdated}
+		require.Equal(t, Usable, Decode([]byte(withoutItems(`,"`+named+`":{"id":"gold"},"quantity":2`)), e))
+		require.Len(t, e.Subscription.Items, 1)
+		require.Equal(t, "gold", e.Subscription.Items[0].PriceId)
+		require.Equal(t, int64(2), *e.Subscription.Items[0].Quantity)
+	}
+}
+
+// TestWhatGivesAccessSaysToWhat: it would be the default plan otherwise, of a customer that pays for another.
+func TestWhatGivesAccessSaysToWhat(t *testing.T) {
+	gives := map[string]bool{active: true, trialing: true, pastDue: true}
+	for name, members := range map[string]string{
+		"no items":                    ``,
+		"null items":                  `,"items":null`,
+		"a list without items":        `,"items":{"object":"list","data":[]}`,
+		"a list of null":              `,"items":{"object":"list","data":null}`,
+		"an item without price":       `,"items":{"data":[{"id":"si_1","quantity":1}]}`,
+		"a null price":                `,"items":{"data":[{"id":"si_1","price":null,"plan":null}]}`,
+		"an empty price":              `,"items":{"data":[{"id":"si_1","price":{}}]}`,
+		"a price of no name":          `,"items":{"data":[{"id":"si_1","price":{"id":"","lookup_key":null,"product":null}}]}`,
+		"one of two":                  `,"items":{"data":[{"price":"price_1"},{"price":null}]}`,
+		"null price and plan its own": `,"price":null,"plan":null`,
+	} {
+		for _, status := range statuses {
+			for _, eventType := range []string{SubscriptionCreated, SubscriptionUpdated, SubscriptionDeleted} {
+				t.Run(name+"/"+status+"/"+eventType, func(t *testing.T) {
+					want := Usable // what gives none must be able to end what was given
+					if gives[status] && eventType != SubscriptionDeleted {
+						want = NoPrice
+					}
+					e := &Event{ID: "evt_1", Type: eventType}
+					require.Equal(t, want, Decode([]byte(withoutItems(members+`,"status":"`+status+`"`)), e))
+				})
+			}
+		}
 	}
 }
 
@@ -288,8 +329,8 @@ func TestDecodeRefuses(t *testing.T) {
 		"a lookup key, a number":    {SubscriptionUpdated, subscriptionBody(`,"items":{"data":[{"price":{"lookup_key":1}}]}`), BadField},
 		"a product that is a list":  {SubscriptionUpdated, subscriptionBody(`,"items":{"data":[{"price":{"product":[]}}]}`), BadField},
 		"a plan that is a number":   {SubscriptionUpdated, subscriptionBody(`,"items":{"data":[{"plan":1}]}`), BadField},
-		"an own price, a number":    {SubscriptionUpdated, subscriptionBody(`,"price":1`), BadField},
-		"an own plan, a list":       {SubscriptionUpdated, subscriptionBody(`,"plan":[]`), BadField},
+		"an own price, a number":    {SubscriptionUpdated, withoutItems(`,"price":1`), BadField},
+		"an own plan, a list":       {SubscriptionUpdated, withoutItems(`,"plan":[]`), BadField},
 		"a quantity as a string":    {SubscriptionUpdated, subscriptionBody(`,"items":{"data":[{"quantity":"1"}]}`), BadField},
 		"an own period, a string":   {SubscriptionUpdated, subscriptionBody(`,"current_period_end":"x"`), BadField},
 		"a status that is a list":   {SubscriptionUpdated, subscriptionBody(`,"status":["active"]`), BadField},

@@ -50,18 +50,22 @@ const (
 	NoID          Reason = "no_id"          // the object has no id
 	NoCustomer    Reason = "no_customer"    // the object names no customer
 	UnknownStatus Reason = "unknown_status" // a subscription status that Stripe does not document
+	NoPrice       Reason = "no_price"       // a subscription that gives access does not say to what
 	BadField      Reason = "bad_field"      // a field that is used has a wrong type or range
 )
 
 // Reasons are all reasons there are, for metrics and tests.
 func Reasons() []Reason {
-	return []Reason{Malformed, NoObject, WrongObject, NoTime, NoID, NoCustomer, UnknownStatus, BadField}
+	return []Reason{Malformed, NoObject, WrongObject, NoTime, NoID, NoCustomer, UnknownStatus, NoPrice, BadField}
 }
 
 // statuses that Stripe documents for a subscription.
 var statuses = []string{
-	"active", "canceled", "incomplete", "incomplete_expired", "past_due", "paused", "trialing", "unpaid",
+	active, canceled, "incomplete", incompleteExpired, pastDue, "paused", trialing, "unpaid",
 }
+
+// accessing are those of a subscription that gives access, past_due for a time of grace.
+var accessing = []string{active, trialing, pastDue}
 
 // ranks of the subscription events among those of one second.
 var ranks = map[string]uint32{SubscriptionCreated: 1, SubscriptionUpdated: 2, SubscriptionDeleted: 3}
@@ -146,7 +150,17 @@ func (e *Event) decodeSubscription(body []byte, rank uint32) Reason {
 	if !slices.Contains(statuses, s.Status) {
 		return UnknownStatus
 	}
+	if slices.Contains(accessing, s.Status) && !priced(s.Items) {
+		return NoPrice
+	}
 	return Usable
+}
+
+// priced reports that every item says what is bought, and that there is one. Each subscription of Stripe's does, in all
+// versions of its API, and of what does not, nobody knows the plan: to take it for none would quietly give a customer that pays
+// the default plan, or the lesser of two. What gives no access needs no price, and must be able to end what was given.
+func priced(items []*webhooksv1.SubscriptionItem) bool {
+	return len(items) > 0 && !slices.ContainsFunc(items, func(i *webhooksv1.SubscriptionItem) bool { return nameOf(i) == "" })
 }
 
 func (e *Event) decodeInvoice(body []byte) Reason {

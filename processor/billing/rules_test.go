@@ -278,3 +278,17 @@ func TestInvoices(t *testing.T) {
 		require.False(t, r.SnapshotChanged)
 	}
 }
+
+func TestAPriceInNoPlanIsListedByWhatNamesIt(t *testing.T) {
+	for price, want := range map[string]string{
+		`{"id":"price_x","lookup_key":"x","product":"prod_x"}`: "price_x",
+		`{"lookup_key":"x","product":"prod_x"}`:                "x",
+		`{"product":{"id":"prod_x"}}`:                          "prod_x",
+	} {
+		e := &Event{Organization: org, ID: "evt_1", EventID: "evt_ours", Type: SubscriptionCreated}
+		require.Equal(t, Usable, Decode([]byte(subscriptionBody(`,"items":{"data":[{"price":`+price+`}]}`)), e))
+		r := Apply(State{}, e, parsedPlans(t))
+		require.Equal(t, []string{want}, r.State.Snapshot.UnmappedPrices)
+		require.Equal(t, 1, r.UnmappedPrices)
+	}
+}

@@ -30,7 +30,7 @@ type standing struct {
 func standingOf(s *webhooksv1.Subscription, now int64, p *plans.Plans) standing {
 	st := standing{subscription: s, status: StatusNone, plan: p.Default}
 	switch s.Status {
-	case "trialing", "active":
+	case trialing, active:
 		st.status = StatusActive
 	case pastDue:
 		if until := pastDueSince(s) + p.Grace.Milliseconds(); now < until {

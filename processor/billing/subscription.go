@@ -9,9 +9,11 @@ import (
 )
 
 const (
+	active            = "active"
 	canceled          = "canceled"
 	incompleteExpired = "incomplete_expired"
 	pastDue           = "past_due"
+	trialing          = "trialing"
 )
 
 // maxPastDue bounds the periods whose past-due start is kept. The latest are: dropping the earliest of a set gives the
@@ -124,6 +126,11 @@ func planOfItem(i *webhooksv1.SubscriptionItem, p *plans.Plans) *plans.Plan {
 	return p.Match(i.PriceId, i.LookupKey, i.ProductId)
 }
 
+// nameOf is what an item's price is known by: its id, as a rule.
+func nameOf(i *webhooksv1.SubscriptionItem) string {
+	return cmp.Or(i.PriceId, i.LookupKey, i.ProductId)
+}
+
 func isMapped(items []*webhooksv1.SubscriptionItem, p *plans.Plans) bool {
 	return slices.ContainsFunc(items, func(i *webhooksv1.SubscriptionItem) bool { return planOfItem(i, p) != nil })
 }
@@ -131,8 +138,8 @@ func isMapped(items []*webhooksv1.SubscriptionItem, p *plans.Plans) bool {
 // unmapped appends the prices of items that are in no plan.
 func unmapped(prices []string, items []*webhooksv1.SubscriptionItem, p *plans.Plans) []string {
 	for _, i := range items {
-		if i.PriceId != "" && planOfItem(i, p) == nil {
-			prices = append(prices, i.PriceId)
+		if name := nameOf(i); name != "" && planOfItem(i, p) == nil {
+			prices = append(prices, name)
 		}
 	}
 	return prices
