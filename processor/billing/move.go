@@ -48,7 +48,8 @@ func Copy(s State, customer, organization string) Holding {
 }
 
 // Release takes a customer's subscriptions and failed invoices from the organization that held it and gives them back
-// for the one that holds it now. Payments stay: they were made while the customer was the organization's.
+// for the one that holds it now. The last payment and the last failure stay, as the entries of the audit log do: they were made
+// while the customer was the organization's. What is still open of a failure, and alerted of, goes along.
 func Release(s State, m Move, p *plans.Plans) (r Result, released Holding) {
 	r.State = s
 	record := s.Record

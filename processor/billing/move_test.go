@@ -11,6 +11,7 @@ func TestAMovedCustomerTakesItsSubscriptionsAlong(t *testing.T) {
 	from, _ := apply(t, p,
 		sub{"evt_1", SubscriptionCreated, "sub_1", "active", "price_pro", period1, period1, 0},
 		inv{"evt_2", InvoicePaid, "in_1", 500, period1 + 1},
+		inv{"evt_3", PaymentFailed, "in_2", 500, period1 + 2},
 	)
 	at := 1000 * (period1 + day)
 	released, held := Release(copyOf(from), Move{org, "cus_1", "cmd_1", at}, p)
@@ -21,7 +22,9 @@ func TestAMovedCustomerTakesItsSubscriptionsAlong(t *testing.T) {
 	require.Len(t, released.Updates, 1)
 	require.Equal(t, "PRO", released.Updates[0].PreviousPlan)
 	require.Empty(t, released.State.Record.CustomerIds)
-	require.NotNil(t, released.State.Record.LastPayment, "payments stay")
+	require.Equal(t, "in_1", released.State.Record.LastPayment.InvoiceId, "payments stay")
+	require.Equal(t, "in_2", released.State.Record.LastFailure.InvoiceId)
+	require.Empty(t, released.State.Record.FailedInvoices, "it is the other's to be alerted of")
 
 	adopted := Adopt(State{}, Move{"org_2", "cus_1", "cmd_2", at}, held, p)
 	require.Equal(t, "org_2", adopted.State.Snapshot.OrganizationId)
@@ -29,6 +32,9 @@ func TestAMovedCustomerTakesItsSubscriptionsAlong(t *testing.T) {
 	require.Equal(t, uint64(1), adopted.State.Snapshot.Version)
 	require.Equal(t, []string{"cus_1"}, adopted.State.Record.CustomerIds)
 	require.Equal(t, "FREE", adopted.Updates[0].PreviousPlan)
+	require.Equal(t, "in_2", adopted.State.Record.FailedInvoices[0].InvoiceId)
+	require.Nil(t, adopted.State.Record.LastPayment, "none was made for it")
+	require.Nil(t, adopted.State.Record.LastFailure)
 }
 
 func TestAdoptionMergesWithWhatCameBefore(t *testing.T) {
