@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
@@ -127,33 +128,46 @@ func runGroup(ctx context.Context, o options) error {
 			err := await(ctx, func() error { alive(); return counts.of(o.events) })
 			return fmt.Sprint(counts.known.Load(), " ", counts.fresh.Load()), err
 		}
-		var assigned time.Time
+		var assigned, atWork, since time.Time
 		err := await(ctx, func() error {
 			alive()
-			if assigned.IsZero() && holds(registry) {
-				assigned = time.Now()
+			working, restoring := partitions(registry)
+			now := time.Now()
+			if assigned.IsZero() && working+restoring > 0 {
+				assigned = now
 			}
-			return g.Check(ctx)
+			if atWork.IsZero() && working == o.partitions {
+				atWork = now
+			}
+			if err := g.Check(ctx); err != nil || working < o.partitions {
+				since = now
+				return fmt.Errorf("%d partitions at work: %w", working, err)
+			}
+			if now.Sub(since) < settled {
+				return errors.New("partitions may be handed over still")
+			}
+			return nil
 		})
-		return start{restoring: time.Since(assigned).Seconds(), all: time.Since(began).Seconds()}, err
+		return start{restoring: atWork.Sub(assigned).Seconds(), all: atWork.Sub(began).Seconds()}, err
 	})
 }
 
-// holds reports that partitions are at work or on their way to it.
-func holds(registry *prometheus.Registry) bool {
-	families, err := registry.Gather()
-	if err != nil {
-		return false
-	}
+// settled is how long all partitions are at work before it is answered, and the process killed. A session that joins first has
+// all of them, and hands some over once another has joined: a group that is stopped in between starts by finishing that.
+const settled = 200 * time.Millisecond
+
+// partitions says how many are at work, and how many on their way to it.
+func partitions(registry *prometheus.Registry) (working, restoring int) {
+	families, _ := registry.Gather() // what fails is not among them
 	for _, f := range families {
-		switch f.GetName() {
-		case "webhooks_stream_partitions", "webhooks_stream_partitions_restoring":
-			if f.Metric[0].GetGauge().GetValue() > 0 {
-				return true
-			}
+		switch n := int(f.Metric[0].GetGauge().GetValue()); f.GetName() {
+		case "webhooks_stream_partitions":
+			working = n
+		case "webhooks_stream_partitions_restoring":
+			restoring = n
 		}
 	}
-	return false
+	return working, restoring
 }
 
 // runConsumer answers, once, how long a plain consumer took to read it all.
