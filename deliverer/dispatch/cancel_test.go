@@ -96,7 +96,41 @@ func TestCancelOfADeliveryThatIsBeingAttempted(t *testing.T) {
 		require.Equal(t, "delivery_ended", refusal(t, out))
 		require.Equal(t, "delivered", deliveries(t, out)[0].Status)
 	})
-	t.Run("of commands that wait for it the last holds", func(t *testing.T) {
+	t.Run("the attempt delivers, and of commands that wait for it each holds in its turn", func(t *testing.T) {
+		for name, c := range map[string]struct {
+			ask      func(w *world, ep string) []*kgo.Record
+			triggers []string
+			canceled string
+		}{
+			"canceled, then retried": {func(w *world, ep string) []*kgo.Record {
+				return []*kgo.Record{w.cancel("e1", ep), w.retry("e1", ep)}
+			}, []string{"1 schedule", "2 manual"}, "delivery_ended"},
+			"retried, then canceled": {func(w *world, ep string) []*kgo.Record {
+				w.endpoint("a", func(ep *webhooksv1.Endpoint) { ep.Paused = true })
+				return []*kgo.Record{w.retry("e1", ep), w.cancel("e1", ep)}
+			}, []string{"1 schedule"}, ""},
+		} {
+			w := newWorld(t, nil)
+			ep := w.endpoint("a", nil)
+			w.receiver.holdBack("e1")
+			w.settle(w.Process(w.event("e1", ep)))
+			w.settle(w.Process(c.ask(w, ep)...))
+			w.receiver.release("e1")
+			out := w.settle(w.Commit())
+			w.endpoint("a", nil)
+			out = w.settle(out)
+			require.Len(t, outcomes(t, out), 2, name)
+			require.Equal(t, c.triggers, triggers(t, out), name)
+			var refused string
+			for _, o := range outcomes(t, out) {
+				refused += o.GetRefusal().GetCode()
+			}
+			require.Equal(t, c.canceled, refused, name)
+			require.Equal(t, "delivered", w.archive.rows[dlv("e1", ep)].Status, name)
+			require.Empty(t, w.Keys(schemas.Retries), name)
+		}
+	})
+	t.Run("the attempt fails, and of commands that wait for it the last holds", func(t *testing.T) {
 		for _, retried := range []bool{false, true} {
 			w := newWorld(t, nil)
 			ep := w.endpoint("a", nil)

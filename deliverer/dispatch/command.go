@@ -42,6 +42,9 @@ func (t *task) command(tx *stream.Tx, in *kgo.Record) error {
 		return t.changeReplay(tx, cmd)
 	}
 	c := newKept(cmd, in.Offset, t.now)
+	if f := t.flights[c.at.Delivery]; f != nil && (f.running || f.landed) {
+		c.during = f
+	}
 	// Behind one that waits it is not attended to before.
 	before := len(t.waitingFor(c.at.Delivery))
 	if before == 0 {

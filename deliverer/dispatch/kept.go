@@ -15,7 +15,8 @@ import (
 // that runs, for a test's, or until the record has a delivery that ended. Its record is done, so that it holds up nothing
 // however long it takes, and whoever owns the partition next goes on with it.
 //
-// A delivery's commands are attended to in the order they came. An attempt that ends answers all that wait for it.
+// A delivery's commands are attended to in the order they came. An attempt that fails answers all that wait for it; one that
+// succeeds, those before a retry that asks for another.
 //
 // They are in memory, and each is attended to anew whenever its delivery is: one beyond the bounds is refused.
 const (
@@ -32,8 +33,9 @@ type kept struct {
 	endpoint string
 	// started is of a test: it may be under way.
 	started bool
-	// since is when this owner first saw it.
-	since time.Time
+	// since is when this owner first saw it, and during the attempt of its delivery that had begun then, if any.
+	since  time.Time
+	during *flight
 	// ended: the open transaction answers it.
 	ended bool
 }
@@ -129,13 +131,23 @@ func (t *task) waitingFor(delivery string) (waiting []*kept) {
 	return waiting
 }
 
-// waitingForAttempt are those of them that an attempt of the delivery ends. What else stands under its id is attended to, and
-// refused, afterwards.
-func (t *task) waitingForAttempt(f *flight) []*kept {
-	return slices.DeleteFunc(t.waitingFor(f.id), func(c *kept) bool {
-		return c.cmd.GetTestEndpoint() != nil || !t.concerns(c, f)
-	})
+// waitingForAttempt are those of them that an attempt of the delivery answers, now that it has ended. The rest, and what else
+// stands under its id and is refused, is attended to afterwards.
+func (t *task) waitingForAttempt(f *flight) (answered []*kept) {
+	for _, c := range t.waitingFor(f.id) {
+		if c.cmd.GetTestEndpoint() != nil || !t.concerns(c, f) {
+			continue
+		}
+		if f.result.Success() && c.asksForMore(f) {
+			break
+		}
+		answered = append(answered, c)
+	}
+	return answered
 }
+
+// asksForMore reports that a command is a retry that came when the attempt had begun.
+func (c *kept) asksForMore(f *flight) bool { return c.cmd.GetRetryDelivery() != nil && c.during == f }
 
 // endCommand lets go of a kept command that was answered.
 func (t *task) endCommand(tx *stream.Tx, c *kept) {

@@ -58,6 +58,21 @@ func TestARetryOfTheFirstInOrder(t *testing.T) {
 	})
 }
 
+func TestARetryOfAnAttemptThatDeliversHoldsUpNothingInOrder(t *testing.T) {
+	w := newWorld(t, nil)
+	ep := w.inOrder("a", "organization")
+	w.receiver.holdBack("e000")
+	w.settle(w.Process(w.events("e", 3, ep)...))
+	w.archive.holdBack()
+	w.settle(w.Process(w.retry("e000", ep)))
+	w.receiver.release("e000")
+	w.settle(w.Commit())
+	require.Equal(t, []string{"e000", "e001", "e002"}, w.bodies())
+	w.archive.release()
+	require.Equal(t, []string{"2 manual"}, triggers(t, w.settle(w.Commit())))
+	require.Empty(t, w.Keys(schemas.Retries))
+}
+
 // A retry of what is behind another is the attempt that is made when its turn comes.
 func TestARetryDoesNotOvertake(t *testing.T) {
 	for name, begin := range map[string]func(w *world, retries ...*kgo.Record) streamtest.Outputs{

@@ -27,11 +27,13 @@ func isTest() *httpapi.Problem {
 	return httpapi.NewProblem(http.StatusConflict, "test_delivery", "A test is one attempt. Make another test of the endpoint.")
 }
 
-// retry has a delivery attempted at once, and by its schedule from the beginning if that fails.
+// retry has a delivery attempted at once, and by its schedule from the beginning if that fails. The attempt that is asked for
+// begins after the command: whoever asks has mended the receiver, and one that had begun before says nothing of that. So
+// a delivery is sent again whatever its status is when the command comes, and whatever becomes of an attempt that runs then.
 //
 //	in the schedule    due now; in strict order and behind another, its next attempt is the one that is asked for
 //	in the queue       its next attempt is the one that is asked for
-//	being attempted    waits: if the attempt fails the next is due at once; if it delivers, that is what was asked for
+//	being attempted    waits: if the attempt fails the next is due at once; if it delivers, that is an end as any other
 //	ended              waits until it is found in the record, and goes back to the schedule, due now
 func (t *task) retry(tx *stream.Tx, c *kept, now time.Time) (done bool, err error) {
 	f := t.flights[c.at.Delivery]

@@ -8,6 +8,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/betterdata/webhooks/internal/stream/streamtest"
 	"github.com/betterdata/webhooks/schemas"
 	webhooksv1 "github.com/betterdata/webhooks/schemas/webhooks/v1"
 )
@@ -85,6 +86,48 @@ func TestARetryOfAnAttemptThatRunsOutlivesACrash(t *testing.T) {
 	require.True(t, attempts(t, out)[0].MaybeRepeated)
 	require.False(t, attempts(t, out)[1].MaybeRepeated)
 	require.Zero(t, w.archive.asked, "it had not ended")
+}
+
+// The attempt that a new owner makes anew, not knowing whether it went out, begins after the command.
+func TestARetryOfAnAttemptThatDeliversOutlivesWhoKeptIt(t *testing.T) {
+	for name, c := range map[string]struct {
+		breaks   func(w *world) streamtest.Outputs
+		triggers []string
+	}{
+		"the attempt's end is aborted": {func(w *world) streamtest.Outputs {
+			w.receiver.release("e1")
+			w.quiet()
+			w.Abort()
+			return w.Redeliver()
+		}, []string{"1 schedule", "2 manual"}},
+		"crash once it has ended": {func(w *world) streamtest.Outputs {
+			w.archive.holdBack()
+			w.receiver.release("e1")
+			w.quiet()
+			out := w.Commit()
+			w.Crash()
+			w.archive.release()
+			return append(out, w.Redeliver()...)
+		}, []string{"1 schedule", "2 manual"}},
+		"crash while it runs": {func(w *world) streamtest.Outputs {
+			w.Crash()
+			w.receiver.release("e1")
+			return w.Redeliver()
+		}, []string{"1 schedule"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, nil)
+			ep := w.endpoint("a", nil)
+			w.receiver.holdBack("e1")
+			w.settle(w.Process(w.event("e1", ep)))
+			w.settle(w.Process(w.retry("e1", ep)))
+			out := w.settle(c.breaks(w))
+			require.Equal(t, "delivered", answered(t, out).Status)
+			require.Equal(t, c.triggers, triggers(t, out))
+			require.Equal(t, "delivered", w.archive.rows[dlv("e1", ep)].Status)
+			require.Empty(t, w.Keys(schemas.Retries))
+		})
+	}
 }
 
 // What a new owner is given again comes behind the commands that the earlier one kept.

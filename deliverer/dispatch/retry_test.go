@@ -196,20 +196,44 @@ func TestRetryOfADeliveryThatIsBeingAttempted(t *testing.T) {
 				out = w.settle(out)
 				require.EqualValues(t, before, attempts(t, out)[0].Number)
 				require.Equal(t, "schedule", attempts(t, out)[0].Trigger, "it began before")
+				require.Len(t, attempts(t, out), 2, "another was asked for")
+				require.Equal(t, "manual", attempts(t, out)[1].Trigger)
+				require.EqualValues(t, before+1, attempts(t, out)[1].Number)
 				if success {
-					require.Equal(t, "delivered", answered(t, out).Status, "that is what was asked for")
-					require.Len(t, attempts(t, out), 1)
+					require.Equal(t, "delivered", answered(t, out).Status)
+					require.EqualValues(t, before, answered(t, out).AttemptCount)
 					require.Empty(t, w.Keys(schemas.Retries))
 					return
 				}
 				require.Equal(t, "waiting", answered(t, out).Status)
-				require.Len(t, attempts(t, out), 2)
-				require.Equal(t, "manual", attempts(t, out)[1].Trigger)
-				require.EqualValues(t, before+1, attempts(t, out)[1].Number)
 				require.EqualValues(t, 1, w.waiting()[dlv("e1", ep)].ScheduleStep)
 			})
 		}
 	}
+}
+
+// All that was asked for while an attempt ran is one attempt more, and what fails of it changes nothing.
+func TestRetriesOfAnAttemptThatDelivers(t *testing.T) {
+	w := newWorld(t, nil)
+	ep := w.endpoint("a", nil)
+	w.receiver.holdBack("e1")
+	w.settle(w.Process(w.event("e1", ep)))
+	require.Empty(t, outcomes(t, w.settle(w.Process(w.retry("e1", ep), w.retry("e1", ep)))))
+	w.receiver.release("e1")
+	w.quiet()
+	w.archive.holdBack()
+	out := w.settle(w.Commit())
+	require.Equal(t, []string{"1 schedule"}, triggers(t, out))
+	require.Empty(t, outcomes(t, out), "they wait for the record")
+	w.receiver.answer(500)
+	w.archive.release()
+	out = w.settle(w.Commit())
+	require.Len(t, outcomes(t, out), 2)
+	require.Equal(t, []string{"2 manual"}, triggers(t, out))
+	last := w.archive.rows[dlv("e1", ep)]
+	require.Equal(t, "delivered", last.Status)
+	require.EqualValues(t, 2, last.AttemptCount)
+	require.NotZero(t, last.NextAttemptUnixMs, "it goes by the schedule")
 }
 
 // What would have been the last attempt is not, when another was asked for while it ran.
