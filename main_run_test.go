@@ -3,6 +3,7 @@ package main_test
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"maps"
 	"net/http"
 	"os"
@@ -98,6 +99,8 @@ func TestRunOnOneMachine(t *testing.T) {
 	require.NoError(t, listener.Start(t.Context()))
 	testenv.Eventually(t, soon, func() bool { return len(m.list(t, "/v1/orgs/"+org+"/endpoints")) == 2 }, "the listener's endpoint")
 
+	requireOwnListenersRefused(t, m, org)
+
 	m.command(t, "send", "stripe", "subscription.created", "--org", org, "--new-ids")
 	requireState(t, m, org, endpoint, 1)
 	receiver.Wait(t, soon, 1)[0].Verify(t, secret)
@@ -127,6 +130,24 @@ func TestRunOnOneMachine(t *testing.T) {
 	m.start(t)
 	requireState(t, m, org, endpoint, 3)
 	require.NoError(t, m.server.Interrupt(), m.server.Output())
+}
+
+// requireOwnListenersRefused: no merchant's URL reaches what the machine itself listens on, the engine behind its relays too.
+func requireOwnListenersRefused(t *testing.T, m *machine, org string) {
+	t.Helper()
+	at := m.addresses
+	own := []string{at.HTTP, at.Admin, at.Kafka, at.ClickHouse, at.ClickHouseHTTP}
+	rows := openClickHouse(t, "clickhouse://"+at.ClickHouse+"/webhooks")
+	for _, protocol := range []string{"tcp_port", "http_port"} {
+		own = append(own, fmt.Sprint("127.0.0.1:", count(t, rows, "getServerPort('"+protocol+"')")))
+	}
+	for _, addr := range own {
+		status, answer := m.call(t, http.MethodPost, "/v1/orgs/"+org+"/endpoints", map[string]any{
+			"url": "http://" + addr + "/?query=SELECT+1", "eventTypes": []string{"*"},
+		})
+		require.Equal(t, http.StatusUnprocessableEntity, status, addr)
+		require.Equal(t, "url_not_allowed", answer["code"], addr)
+	}
 }
 
 // TestRunOnAClusterOfOnesOwn has nothing embedded, and an Alertmanager to tell.

@@ -143,7 +143,7 @@ func runAll(ctx context.Context, c settings.Run, stdout, stderr io.Writer) error
 	if err := s.addTables(schemas.Billing, schemas.Entitlements, schemas.Endpoints, schemas.Connections, schemas.Routes, schemas.Replays); err != nil {
 		return refuse(err)
 	}
-	guard, err := s.guard(c.Guard, at.Kafka, at.ClickHouse, at.ClickHouseHTTP)
+	guard, err := s.guard(c.Guard)
 	if err != nil {
 		return refuse(err)
 	}
@@ -225,6 +225,7 @@ func (s *service) addStack(ctx context.Context, c *settings.Run, progress io.Wri
 		s.closers = append(s.closers, broker.Stop)
 		s.add("kafka", broker.Run, nil)
 		at.Kafka = broker.Addr()
+		s.own = append(s.own, at.Kafka)
 	}
 	s.kafka = c.Kafka.Config(at.Kafka)
 	if c.ClickHouseURL == "" {
@@ -238,6 +239,7 @@ func (s *service) addStack(ctx context.Context, c *settings.Run, progress io.Wri
 		s.closers = append(s.closers, func() error { return server.Stop(context.WithoutCancel(ctx)) })
 		s.add("clickhouse", server.Run, nil)
 		at.ClickHouse, at.ClickHouseHTTP = server.Addr(), server.HTTPAddr()
+		s.own = append(s.own, server.Listeners()...)
 		c.ClickHouseURL = settings.ClickHouseURL(server.URL())
 	}
 	return at, nil

@@ -51,6 +51,8 @@ type service struct {
 	kafka   kafka.Config
 	http    net.Listener
 	admin   *admin
+	// own are the addresses that this process and its children listen on.
+	own     []string
 	topics  chan struct{} // closed once they are there
 	tables  map[string]*table.Copy
 	rows    *rows
@@ -74,6 +76,7 @@ func newService(ctx context.Context, p settings.Process, h settings.HTTP, stderr
 		return nil, errors.Join(err, s.http.Close())
 	}
 	s.admin = startAdmin(ln, s.reg)
+	s.own = []string{s.http.Addr().String(), ln.Addr().String()}
 	s.log.Info("listening", "http", s.http.Addr().String(), "admin", ln.Addr().String())
 	return s, nil
 }
@@ -242,13 +245,10 @@ func (s *service) openRows(ctx context.Context, c settings.ClickHouse, url strin
 	return nil
 }
 
-// guard knows our own listeners: a delivery to ourselves could loop.
-func (s *service) guard(g settings.Guard, others ...string) (*netguard.Guard, error) {
+// guard knows our own listeners: a delivery to ourselves could loop, and the engine's have no password.
+func (s *service) guard(g settings.Guard) (*netguard.Guard, error) {
 	policy := netguard.Policy{AllowCIDRs: g.DeliveryAllowCIDRs, AllowHTTP: g.DeliveryAllowHTTP, AllowPorts: g.DeliveryAllowPorts}
-	for _, addr := range append([]string{s.http.Addr().String(), s.admin.addr.String()}, others...) {
-		if addr == "" { // not embedded here
-			continue
-		}
+	for _, addr := range s.own {
 		own, err := netip.ParseAddrPort(addr)
 		if err != nil {
 			return nil, fmt.Errorf("own listener: %w", err)

@@ -48,6 +48,7 @@ type Config struct {
 // Engine is a running ClickHouse.
 type Engine struct {
 	cfg    Config
+	inner  innerPorts
 	child  *exec.Cmd
 	alive  io.Closer // the child's standard input: closing it asks the child to end
 	exited chan struct{}
@@ -74,7 +75,11 @@ func Start(ctx context.Context, cfg Config, log *slog.Logger) (*Engine, error) {
 	if err := cfg.resolve(ctx); err != nil {
 		return nil, err
 	}
-	e := &Engine{cfg: cfg, exited: make(chan struct{})}
+	inner, err := freeInnerPorts()
+	if err != nil {
+		return nil, err
+	}
+	e := &Engine{cfg: cfg, inner: inner, exited: make(chan struct{})}
 	if err := e.start(command, lock); err != nil {
 		return nil, err
 	}
@@ -162,6 +167,7 @@ func (e *Engine) start(command []string, lock *os.File) error {
 		return err
 	}
 	defer output.Close()
+	args = append(args, e.inner.args()...)
 	e.child = exec.Command(command[0], append(command[1:], args...)...)
 	e.child.Stdout, e.child.Stderr = output, output
 	e.child.ExtraFiles = []*os.File{lock}
@@ -247,6 +253,11 @@ func (e *Engine) Addr() string { return e.cfg.Addr }
 
 // HTTPAddr is where HTTP is served.
 func (e *Engine) HTTPAddr() string { return e.cfg.HTTPAddr }
+
+// Listeners are the addresses that the child listens on: where it serves, and where the engine itself does, behind the relays.
+func (e *Engine) Listeners() []string {
+	return []string{e.cfg.Addr, e.cfg.HTTPAddr, e.inner.addr(e.inner.tcp), e.inner.addr(e.inner.http)}
+}
 
 // URL is how clickhouse-go reaches the database.
 func (e *Engine) URL() string { return "clickhouse://" + e.cfg.Addr + "/" + e.cfg.Database }

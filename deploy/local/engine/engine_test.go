@@ -86,6 +86,16 @@ func TestRowsSurviveAStop(t *testing.T) {
 	require.Equal(t, "7", sql(t, e.HTTPAddr(), "SELECT n FROM kept"))
 }
 
+func TestItSaysWhereTheEngineItselfListens(t *testing.T) {
+	e := start(t, engine.Config{Folder: t.TempDir(), Addr: "127.0.0.1:0", HTTPAddr: "127.0.0.1:0"})
+	for _, protocol := range []string{"tcp_port", "http_port"} {
+		port := sql(t, e.HTTPAddr(), "SELECT getServerPort('"+protocol+"')")
+		require.Contains(t, e.Listeners(), "127.0.0.1:"+port, protocol)
+	}
+	require.Contains(t, e.Listeners(), e.Addr())
+	require.Contains(t, e.Listeners(), e.HTTPAddr())
+}
+
 func TestAKilledParentLeavesItsPortsAndRowsToItsSuccessor(t *testing.T) {
 	folder := t.TempDir()
 	dead := exec.Command(os.Args[0], parentCommand, folder, "127.0.0.1:0", "127.0.0.1:0")

@@ -28,6 +28,7 @@ const drainTimeout = 6 * time.Second
 type options struct {
 	library, program, folder, host string
 	tcpPort, httpPort              int
+	inner                          innerPorts
 }
 
 // Main is the child process: it serves ClickHouse until its standard input closes, which happens however its parent ends,
@@ -41,6 +42,8 @@ func Main(args []string) int {
 	flags.StringVar(&o.host, "host", "", "address to listen on")
 	flags.IntVar(&o.tcpPort, "tcp-port", 0, "native protocol")
 	flags.IntVar(&o.httpPort, "http-port", 0, "HTTP")
+	flags.IntVar(&o.inner.tcp, "inner-tcp-port", 0, "native protocol of the library, behind the relay; 0 picks one")
+	flags.IntVar(&o.inner.http, "inner-http-port", 0, "HTTP of the library, behind the relay; 0 picks one")
 	if err := flags.Parse(args); err != nil {
 		return 2
 	}
@@ -82,11 +85,17 @@ func serveLibrary(o options, end <-chan struct{}) error {
 	if err != nil {
 		return err
 	}
-	tcpPort, endTCP, err := listenBefore(o.host, o.tcpPort)
+	inner := o.inner
+	if inner == (innerPorts{}) {
+		if inner, err = freeInnerPorts(); err != nil {
+			return err
+		}
+	}
+	endTCP, err := listenBefore(o.host, o.tcpPort, inner.addr(inner.tcp))
 	if err != nil {
 		return err
 	}
-	httpPort, endHTTP, err := listenBefore(o.host, o.httpPort)
+	endHTTP, err := listenBefore(o.host, o.httpPort, inner.addr(inner.http))
 	if err != nil {
 		return err
 	}
@@ -106,7 +115,7 @@ func serveLibrary(o options, end <-chan struct{}) error {
 	}()
 	return query([]string{
 		"clickhouse", "--path=" + o.folder, "--listen_host=" + innerHost,
-		fmt.Sprintf("--tcp_port=%d", tcpPort), fmt.Sprintf("--http_port=%d", httpPort),
+		fmt.Sprintf("--tcp_port=%d", inner.tcp), fmt.Sprintf("--http_port=%d", inner.http),
 		// HTTP last: where it answers, all listens.
 		"--query", fmt.Sprintf("SYSTEM START LISTEN TCP; SYSTEM START LISTEN HTTP; SELECT * FROM file('/dev/fd/%d', LineAsString)", r.Fd()),
 	})
@@ -115,23 +124,40 @@ func serveLibrary(o options, end <-chan struct{}) error {
 // innerHost is where the engine itself listens, behind the relays.
 const innerHost = "127.0.0.1"
 
-// listenBefore relays what comes to a port to the inner port that the engine is to take.
-func listenBefore(host string, port int) (inner int, end func(), err error) {
-	target, err := takeover.FreeAddr(innerHost)
-	if err != nil {
-		return 0, nil, err
+// innerPorts are those that the engine itself takes on innerHost. A program takes none.
+type innerPorts struct{ tcp, http int }
+
+func freeInnerPorts() (p innerPorts, err error) {
+	for p.tcp == p.http {
+		for _, port := range []*int{&p.tcp, &p.http} {
+			addr, err := takeover.FreeAddr(innerHost)
+			if err != nil {
+				return p, err
+			}
+			if _, *port, err = split(addr); err != nil {
+				return p, err
+			}
+		}
 	}
-	_, inner, err = split(target)
-	if err != nil {
-		return 0, nil, err
-	}
+	return p, nil
+}
+
+func (innerPorts) addr(port int) string { return net.JoinHostPort(innerHost, strconv.Itoa(port)) }
+
+// args are the arguments of Main that say which they are.
+func (p innerPorts) args() []string {
+	return []string{fmt.Sprintf("-inner-tcp-port=%d", p.tcp), fmt.Sprintf("-inner-http-port=%d", p.http)}
+}
+
+// listenBefore relays what comes to a port to the address that the engine is to take.
+func listenBefore(host string, port int, target string) (end func(), err error) {
 	ln, err := net.Listen("tcp", net.JoinHostPort(host, strconv.Itoa(port)))
 	if err != nil {
-		return 0, nil, err
+		return nil, err
 	}
 	r := newRelay(target)
 	go r.serve(ln)
-	return inner, func() {
+	return func() {
 		_ = ln.Close()
 		r.end()
 	}, nil
