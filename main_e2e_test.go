@@ -38,6 +38,7 @@ func TestServicesApart(t *testing.T) {
 	t.Run("an event of an unknown customer takes effect once the customer is connected", func(t *testing.T) { testUnrouted(t, s, sign) })
 	t.Run("a failing receiver is tried again, then given up", func(t *testing.T) { testExhausted(t, s, sign) })
 	t.Run("one that does nothing but fail is disabled, and another endpoint hears of it", func(t *testing.T) { testFailing(t, s, sign) })
+	t.Run("what is held back says why, and until when", func(t *testing.T) { testHeld(t, s, sign) })
 	t.Run("a delivery that ended is retried by hand", func(t *testing.T) { testRetried(t, s, sign) })
 	t.Run("an endpoint is tested", func(t *testing.T) { testTested(t, s) })
 	t.Run("with an order, what comes later waits for what failed", func(t *testing.T) { testOrdered(t, s, sign) })
@@ -281,6 +282,29 @@ func testFailing(t *testing.T, s *apart, sign func([]byte, string) string) {
 	status, _ = s.stripe(t, body, sign(body, stripeSecret))
 	require.Equal(t, http.StatusOK, status)
 	require.Equal(t, "subscription.updated", fails.Wait(t, soon, attempts+1)[attempts].Event(t)["type"])
+}
+
+// testHeld has a delivery held back by an open breaker, then by a pause.
+func testHeld(t *testing.T, s *apart, sign func([]byte, string) string) {
+	org := fmt.Sprintf("held-%x", time.Now().UnixNano())
+	receiver := testenv.NewReceiver(t)
+	receiver.Answer(func(testenv.Received) int { return http.StatusInternalServerError })
+	status, answer := s.call(t, http.MethodPost, "/v1/orgs/"+org+"/endpoints", map[string]any{
+		"url": receiver.URL, "eventTypes": []string{"*"}, "retryScheduleMs": slices.Repeat([]int{20}, 20),
+	})
+	require.Equal(t, http.StatusCreated, status, "%v", answer)
+	body := stripeEvent(t, "stripe-ruby-mock/customer.subscription.created.json", "customer.subscription.created", org, "cus_"+org, "sub_"+org, time.Now()).body(t)
+	status, _ = s.stripe(t, body, sign(body, stripeSecret))
+	require.Equal(t, http.StatusOK, status)
+	path := "/v1/orgs/" + org + "/deliveries/" + receiver.Wait(t, soon, 10)[0].Header.Get("x-betterdata-delivery")
+
+	testenv.Eventually(t, soon, func() bool {
+		asked := time.Now().Truncate(time.Millisecond)
+		got := s.get(t, path)
+		next, err := time.Parse(time.RFC3339, got["nextAttemptAt"].(string))
+		require.NoError(t, err)
+		return !next.Before(asked)
+	}, "it waits for the breaker's next probe")
 }
 
 func testOrdered(t *testing.T, s *apart, sign func([]byte, string) string) {

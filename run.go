@@ -105,7 +105,7 @@ func runDeliverer(ctx context.Context, c settings.Deliverer, stderr io.Writer) e
 	if err := s.openRows(ctx, c.ClickHouse, string(c.ClickHouseURL)); err != nil {
 		return refuse(err)
 	}
-	if err := s.addTables(schemas.Endpoints, schemas.Replays); err != nil {
+	if err := s.addTables(schemas.Endpoints, schemas.Replays, schemas.EndpointHealth); err != nil {
 		return refuse(err)
 	}
 	guard, err := s.guard(c.Guard)
@@ -140,7 +140,8 @@ func runAll(ctx context.Context, c settings.Run, stdout, stderr io.Writer) error
 	if err := s.openRows(ctx, c.ClickHouse, string(c.ClickHouseURL)); err != nil {
 		return refuse(err)
 	}
-	if err := s.addTables(schemas.Billing, schemas.Entitlements, schemas.Endpoints, schemas.Connections, schemas.Routes, schemas.Replays); err != nil {
+	if err := s.addTables(schemas.Billing, schemas.Entitlements, schemas.Endpoints, schemas.Connections, schemas.Routes, schemas.Replays,
+		schemas.EndpointHealth); err != nil {
 		return refuse(err)
 	}
 	guard, err := s.guard(c.Guard)

@@ -349,7 +349,7 @@ func (s *service) newDeliverer(c settings.Deliverer, guard *netguard.Guard) (*de
 		FlushInterval: time.Duration(c.ClickHouseFlushInterval),
 	}, deliverer.Deps{
 		Auth: httpapi.AdminKey(string(c.AdminAPIKey)), Endpoints: s.tables[schemas.Endpoints], Replays: s.tables[schemas.Replays],
-		Guard: guard, Keys: keyring,
+		Health: s.tables[schemas.EndpointHealth], Guard: guard, Keys: keyring,
 		ClickHouse: s.rows.conn, Migrate: s.rows.migrate, Log: s.log, Registerer: s.reg,
 	})
 }

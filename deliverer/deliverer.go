@@ -50,8 +50,8 @@ type Deps struct {
 	// Endpoints is this process's copy of the table. It must not run before New has returned, since the reader of its
 	// changes is registered there; whoever made it runs it.
 	Endpoints *table.Copy
-	// Replays is this process's copy of that table.
-	Replays *table.Copy
+	// Replays and Health (`endpoint-health`) are this process's copies of those tables.
+	Replays, Health *table.Copy
 	// Guard says which addresses may be dialled; Keys open the secrets of endpoints.
 	Guard *netguard.Guard
 	Keys  sender.Opener
@@ -89,7 +89,7 @@ func New(cfg Config, deps Deps) (*Deliverer, error) {
 		d.sinks = append(d.sinks, s)
 	}
 	router := httpapi.NewRouter(deps.Auth, deps.Log)
-	api.New(deps.ClickHouse, deps.Replays, deps.Log).Register(router)
+	api.New(deps.ClickHouse, api.Tables{Replays: deps.Replays, Endpoints: deps.Endpoints, Health: deps.Health}, deps.Log).Register(router)
 	d.handler = router.Handler()
 	return d, nil
 }

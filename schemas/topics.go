@@ -55,12 +55,13 @@ const (
 	Connections  = "connections"  // account
 	Routes       = "routes"       // account
 	Replays      = "replays"      // endpoint
+	// EndpointHealth has breakers, and for how long endpoints have been failing.
+	EndpointHealth = "endpoint-health" // endpoint
 
 	// Private state of task groups.
-	InboundSeen    = "inbound-seen"    // org, or event id where there is none: dedupe of source events
-	Idempotency    = "idempotency"     // org: commands by their Idempotency-Key
-	UnroutedHeld   = "unrouted-held"   // account: events that wait for a connection
-	EndpointHealth = "endpoint-health" // endpoint: breakers, and for how long endpoints have been failing
+	InboundSeen  = "inbound-seen"  // org, or event id where there is none: dedupe of source events
+	Idempotency  = "idempotency"   // org: commands by their Idempotency-Key
+	UnroutedHeld = "unrouted-held" // account: events that wait for a connection
 
 	// Rows on their way to ClickHouse.
 	Attempts     = "attempts"      // endpoint
@@ -96,12 +97,12 @@ func Topics() []Topic {
 		{Name: Connections, Compact: true},
 		{Name: Routes, Compact: true},
 		{Name: Replays, Compact: true},
+		{Name: EndpointHealth, Compact: true},
 		// Not compacted: a key is written once, so the cleaner would read a hundred million keys to find nothing.
 		{Name: InboundSeen, Retention: MaxDedupeRetention + day},
 		// The time beyond what is remembered is for clocks that differ.
 		{Name: Idempotency, Compact: true, Retention: IdempotencyRetention + 2*time.Hour},
 		{Name: UnroutedHeld, Compact: true},
-		{Name: EndpointHealth, Compact: true},
 		{Name: Attempts, Retention: rowRetention},
 		{Name: DeliveryRows, Retention: rowRetention},
 		{Name: EventRows, Retention: rowRetention},

@@ -31,14 +31,21 @@ const scopeRead = "deliveries:read"
 
 // API reads the record.
 type API struct {
-	conn    driver.Conn
-	replays Replays
-	log     *slog.Logger
+	conn   driver.Conn
+	tables Tables
+	log    *slog.Logger
 }
 
-// New makes the reads over a connection whose default database has the tables. The server may be away.
-func New(conn driver.Conn, replays Replays, log *slog.Logger) *API {
-	return &API{conn: conn, replays: replays, log: log}
+// Tables are this process's copies.
+type Tables struct {
+	Replays Replays
+	// Endpoints and Health (`endpoint-health`) say what holds deliveries back.
+	Endpoints, Health Table
+}
+
+// New makes the reads over a connection whose default database has the rows. The server may be away.
+func New(conn driver.Conn, tables Tables, log *slog.Logger) *API {
+	return &API{conn: conn, tables: tables, log: log}
 }
 
 // Register adds the routes.

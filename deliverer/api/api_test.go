@@ -282,6 +282,8 @@ func TestWithoutClickHouseTheAnswerIs503(t *testing.T) {
 // world is the API over a database of its own, and what it takes to fill it.
 type world struct {
 	replays         *replayTable
+	endpoints       rowsOf
+	health          rowsOf
 	t               *testing.T
 	conn            driver.Conn
 	handler         fasthttp.RequestHandler
@@ -291,8 +293,9 @@ type world struct {
 func serve(conn driver.Conn) *world {
 	r := httpapi.NewRouter(httpapi.AdminKey("admin"), slog.New(slog.DiscardHandler))
 	replays := &replayTable{rows: map[string]*webhooksv1.Replay{}}
-	New(conn, replays, slog.New(slog.DiscardHandler)).Register(r)
-	w := &world{conn: conn, handler: r.Handler(), replays: replays}
+	w := &world{conn: conn, replays: replays, endpoints: rowsOf{}, health: rowsOf{}}
+	New(conn, Tables{replays, w.endpoints, w.health}, slog.New(slog.DiscardHandler)).Register(r)
+	w.handler = r.Handler()
 	w.endpoint, w.event = w.id(id.Endpoint, 1), w.id(id.Event, 1)
 	return w
 }

@@ -18,6 +18,8 @@ import (
 type delivery struct {
 	resource.Delivery
 	createdMS int64
+	// next is when the next attempt was due as of the row; zero where there is none.
+	next time.Time
 }
 
 type deliveryWithAttempts struct {
@@ -111,7 +113,11 @@ func (a *API) delivery(ctx context.Context, org, deliveryID string) (*deliveryWi
 // deliveries reads the newest version of each delivery that meets the conditions.
 func (a *API) deliveries(ctx context.Context, w where, tail string, args ...any) ([]delivery, error) {
 	sql := "SELECT " + deliveryColumns + " FROM deliveries FINAL WHERE " + w.sql() + tail
-	return query(ctx, a.conn, scanDelivery, sql, slices.Concat(w.args, args)...)
+	found, err := query(ctx, a.conn, scanDelivery, sql, slices.Concat(w.args, args)...)
+	if err != nil {
+		return nil, err
+	}
+	return found, a.showWaiting(found, time.Now())
 }
 
 func scanDelivery(rows driver.Rows) (d delivery, err error) {
@@ -124,7 +130,10 @@ func scanDelivery(rows driver.Rows) (d delivery, err error) {
 	err = rows.Scan(&d.ID, &d.OrganizationID, &d.EndpointID, &d.EventID, &d.EventType, &d.Status, &reason, &d.AttemptCount,
 		&next, &replayID, &test, &created, &ended)
 	d.Reason, d.ReplayID, d.Test = orNull(reason), orNull(replayID), test != 0
-	d.NextAttemptAt, d.EndedAt = timeOrNull(next), timeOrNull(ended)
+	if next != nil {
+		d.next = *next
+	}
+	d.EndedAt = timeOrNull(ended)
 	d.CreatedAt, d.createdMS = httpapi.FormatTime(created), created.UnixMilli()
 	return d, err
 }

@@ -160,7 +160,7 @@ func (keys) Authenticate(bearer string) (httpapi.Principal, bool) {
 func TestReadsNeedTheirScope(t *testing.T) {
 	w := newWorld(t)
 	r := httpapi.NewRouter(keys{}, slog.New(slog.DiscardHandler))
-	New(w.conn, w.replays, slog.New(slog.DiscardHandler)).Register(r)
+	New(w.conn, Tables{Replays: w.replays, Endpoints: w.endpoints, Health: w.health}, slog.New(slog.DiscardHandler)).Register(r)
 	for _, path := range []string{"ledger", "deliveries", "events"} {
 		for bearer, status := range map[string]int{"deliveries:read": 200, "endpoints:read": 403} {
 			var ctx fasthttp.RequestCtx

@@ -32,7 +32,7 @@ const barrierTimeout = 5 * time.Second
 func (a *API) current(req *fasthttp.RequestCtx) error {
 	ctx, cancel := context.WithTimeout(context.Background(), barrierTimeout)
 	defer cancel()
-	if err := a.replays.WaitAllCurrent(ctx); err != nil {
+	if err := a.tables.Replays.WaitAllCurrent(ctx); err != nil {
 		a.log.Warn("read barrier failed", "org", httpapi.Org(req), "request_id", httpapi.RequestID(req), "error", err)
 		return httpapi.Unavailable("table_behind", "This instance cannot tell whether it is up to date; try again.")
 	}
@@ -76,7 +76,7 @@ func (a *API) listReplays(req *fasthttp.RequestCtx, _ httpapi.Principal) error {
 // replaysOf shows an organization's replays that are wanted, in the order of their ids.
 func (a *API) replaysOf(org string, wanted func(*webhooksv1.Replay) bool) (found []resource.Replay, err error) {
 	var failed error
-	err = a.replays.Scan([]byte(org+"/"), func(key, value []byte) bool {
+	err = a.tables.Replays.Scan([]byte(org+"/"), func(key, value []byte) bool {
 		var r webhooksv1.Replay
 		if failed = proto.Unmarshal(value, &r); failed != nil {
 			failed = fmt.Errorf("decode replay %s: %w", key, failed)
@@ -102,7 +102,7 @@ func (a *API) getReplay(req *fasthttp.RequestCtx, _ httpapi.Principal) error {
 	if err := a.current(req); err != nil {
 		return err
 	}
-	value, ok, err := a.replays.Get(schemas.ReplayKey(httpapi.Org(req), replayID))
+	value, ok, err := a.tables.Replays.Get(schemas.ReplayKey(httpapi.Org(req), replayID))
 	switch {
 	case err != nil:
 		return fmt.Errorf("read replay %s: %w", replayID, err)
