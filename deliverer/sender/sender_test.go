@@ -287,8 +287,8 @@ func endless(t *testing.T, head, more string) string {
 			return
 		}
 		_, err := io.WriteString(c, head)
-		for block := strings.Repeat(more, 512); err == nil; {
-			_, err = io.WriteString(c, block)
+		for block := []byte(strings.Repeat(more, 512)); err == nil; {
+			_, err = c.Write(block)
 		}
 	})
 }
