@@ -17,6 +17,9 @@ const (
 	// fetchBytes and partitionBytes bound what the client fetches ahead, by broker and partition.
 	fetchBytes     = 8 << 20
 	partitionBytes = 1 << 20
+	// pollPause follows a poll that brought less than bigPoll bytes; it is a quarter of a short FlushInterval.
+	pollPause = 250 * time.Millisecond
+	bigPoll   = 1 << 20
 )
 
 func (s *Sink) groupOptions() []kgo.Opt {
@@ -56,17 +59,31 @@ func (s *Sink) consume(ctx context.Context) error {
 				s.log.Warn("read rows, will go on", "partition", partition, "error", err)
 			}
 		})
+		polled := 0
 		fetches.EachPartition(func(p kgo.FetchTopicPartition) {
 			s.mu.Lock()
 			w := s.workers[p.Partition]
 			s.mu.Unlock()
 			if w != nil && len(p.Records) > 0 {
-				w.push(p.Records, time.Now(), p.HighWatermark)
+				polled += w.push(p.Records, time.Now(), p.HighWatermark)
 			}
 		})
 		s.client.AllowRebalance()
+		if polled < bigPoll {
+			s.letGather(ctx)
+		}
 	}
 	return nil
+}
+
+// letGather lets more records come before the next poll. The client asks a broker again only once its last answer was
+// polled, and the broker answers with whatever is there: without a pause each transaction of those who write is fetched
+// by itself, and what a fetch costs here is more than what its few rows do.
+func (s *Sink) letGather(ctx context.Context) {
+	select {
+	case <-time.After(min(pollPause, s.cfg.FlushInterval/4)):
+	case <-ctx.Done():
+	}
 }
 
 // waitRoom waits until less than MaxBuffered is held; false when ctx has ended.

@@ -123,6 +123,24 @@ func TestStopInsertsWhatItHolds(t *testing.T) {
 	f.settled()
 }
 
+func TestRecordsThatTrickleInArePolledTogether(t *testing.T) {
+	t.Parallel()
+	f := quickFixture(t)
+	s := f.start(plainTable(), func(c *Config) { c.FlushInterval = time.Hour })
+	began, all := time.Now(), f.produce(1)
+	for range 100 {
+		time.Sleep(5 * time.Millisecond)
+		all += f.produce(int(f.kafka.Partitions))
+	}
+	require.Eventually(t, func() bool { return s.buffered.Load() == all }, 20*time.Second, time.Millisecond, "all of it is polled")
+	most := int(time.Since(began)/pollPause) + 1
+	for _, w := range s.allWorkers() {
+		w.mu.Lock()
+		require.LessOrEqual(t, len(w.polls), most)
+		w.mu.Unlock()
+	}
+}
+
 func TestWeekAndMonthAreClickHouses(t *testing.T) {
 	t.Parallel()
 	f := quickFixture(t)

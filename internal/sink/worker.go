@@ -81,15 +81,14 @@ func newWorker(s *Sink, partition int32, committed int64, metadata string) *work
 	return w
 }
 
-// push hands over records that just came, in order, and the end of their partition. It never blocks; the caller keeps to
-// MaxBuffered.
-func (w *worker) push(records []*kgo.Record, came time.Time, end int64) {
+// push hands over records that just came, in order, and the end of their partition, and says how many bytes they take. It
+// never blocks; the caller keeps to MaxBuffered.
+func (w *worker) push(records []*kgo.Record, came time.Time, end int64) (n int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.stuck.Load() {
-		return
+		return 0
 	}
-	n := 0
 	for _, r := range records {
 		n += size(r)
 	}
@@ -106,6 +105,7 @@ func (w *worker) push(records []*kgo.Record, came time.Time, end int64) {
 	case w.more <- struct{}{}:
 	default:
 	}
+	return n
 }
 
 func size(r *kgo.Record) int { return len(r.Key) + len(r.Value) + recordOverhead }
