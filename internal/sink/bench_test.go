@@ -23,6 +23,8 @@ func benchTable() Table {
 	)
 }
 
+func alone(r rows) []rows { return []rows{r} }
+
 // BenchmarkBatch is a row of 2 kB, from its record to the temporary table of a thousand that goes over.
 func BenchmarkBatch(b *testing.B) {
 	record, err := proto.Marshal(&webhooksv1.EventRow{
@@ -40,7 +42,7 @@ func BenchmarkBatch(b *testing.B) {
 		if rows.len() < 1000 {
 			continue
 		}
-		if _, err := rows.external("batch"); err != nil {
+		if _, err := rows.external("batch", alone(rows)); err != nil {
 			b.Fatal(err)
 		}
 		rows.reset()
@@ -57,7 +59,7 @@ func TestABatchHoldsNothingOfTheOneBefore(t *testing.T) {
 			require.NoError(t, err)
 			rows.append(7, int64(i))
 		}
-		table, err := rows.external("batch")
+		table, err := rows.external("batch", alone(rows))
 		require.NoError(t, err)
 		columns := table.Block().Columns
 		for _, c := range columns {

@@ -174,8 +174,8 @@ type rows interface {
 	append(partition int32, offset int64)
 	len() int
 	reset()
-	// external makes the batch a temporary table for one query, which holds until the next call.
-	external(name string) (*ext.Table, error)
+	// external makes batches, of which this is the first, a temporary table for one query, which holds until the next call.
+	external(name string, batches []rows) (*ext.Table, error)
 }
 
 type messageRows[M proto.Message] struct {
@@ -216,7 +216,7 @@ func (r *messageRows[M]) reset() {
 	r.parts, r.offsets = r.parts[:0], r.offsets[:0]
 }
 
-func (r *messageRows[M]) external(name string) (*ext.Table, error) {
+func (r *messageRows[M]) external(name string, batches []rows) (*ext.Table, error) {
 	if r.sent == nil {
 		table, err := ext.NewTable(name, r.definitions()...)
 		if err != nil {
@@ -224,6 +224,22 @@ func (r *messageRows[M]) external(name string) (*ext.Table, error) {
 		}
 		r.sent = table
 	}
+	columns := r.sent.Block().Columns
+	for _, col := range columns {
+		col.Reset()
+	}
+	for _, b := range batches {
+		for i, values := range b.(*messageRows[M]).values() {
+			if _, err := columns[i].Append(values); err != nil {
+				return nil, fmt.Errorf("column %s: %w", columns[i].Name(), err)
+			}
+		}
+	}
+	return r.sent, nil
+}
+
+// values are the columns' as definitions names them.
+func (r *messageRows[M]) values() []any {
 	values := make([]any, 0, len(r.columns)+2)
 	for _, c := range r.cells {
 		values = append(values, c.values())
@@ -231,13 +247,7 @@ func (r *messageRows[M]) external(name string) (*ext.Table, error) {
 	if r.placed {
 		values = append(values, r.parts, r.offsets)
 	}
-	for i, col := range r.sent.Block().Columns {
-		col.Reset()
-		if _, err := col.Append(values[i]); err != nil {
-			return nil, fmt.Errorf("column %s: %w", col.Name(), err)
-		}
-	}
-	return r.sent, nil
+	return values
 }
 
 func (r *messageRows[M]) definitions() []func(*ext.Table) error {

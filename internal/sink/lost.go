@@ -47,7 +47,7 @@ func (w *worker) awaitEarlierInserts(now int64) bool {
 		now = time.Now().UnixMilli() + w.sink.clock.Load()
 	}
 	return w.insist("end earlier inserts", func() error {
-		return w.sink.kill(w.ctx, "startsWith(query_id, ?)", fmt.Sprintf("%s/%d/", w.sink.topicID, w.partition))
+		return w.sink.kill(w.ctx, w.partition)
 	})
 }
 

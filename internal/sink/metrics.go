@@ -16,6 +16,7 @@ const (
 
 type metrics struct {
 	batches map[string]prometheus.Counter
+	inserts prometheus.Counter
 	rows    prometheus.Counter
 	dead    prometheus.Counter
 }
@@ -33,6 +34,7 @@ func newMetrics(reg prometheus.Registerer, table string, lag, age, stopped func(
 	}
 	m := &metrics{
 		batches: map[string]prometheus.Counter{},
+		inserts: counter("webhooks_sink_inserts_total", "INSERTs sent, each of one batch or of those of several partitions.", labels),
 		rows:    counter("webhooks_sink_rows_total", "Rows that reached the table.", labels),
 		dead:    counter("webhooks_sink_dead_rows_total", "Records that could not be decoded and have no row.", labels),
 	}

@@ -21,26 +21,23 @@ func (s *Sink) deadline() int64 {
 	return time.Now().Add(s.cfg.InsertTimeout).UnixMilli() + s.clock.Load()
 }
 
-// insert writes a batch in one synchronous INSERT, of one block and so of one part. An error says nothing about
+// insert writes a group in one synchronous INSERT, of one block and so of one part. An error says nothing about
 // whether it was written.
 //
-// The batch goes over as a temporary table, which the server has whole before it begins to write: an INSERT cannot stall
+// The rows go over as a temporary table, which the server has whole before it begins to write: an INSERT cannot stall
 // half-sent and be finished late. Its deadline is kept twice by the server, when the block is about to be written and
 // as the query's maximal time.
-func (s *Sink) insert(ctx context.Context, r rows, token string, deadline int64) error {
-	if err := s.inserts.Acquire(ctx, 1); err != nil {
-		return err
-	}
-	defer s.inserts.Release(1)
-	batch, err := r.external("batch")
+func (s *Sink) insert(g group) error {
+	batch, err := g[0].rows.external("batch", g.rows())
 	if err != nil {
 		return fmt.Errorf("build batch: %w", err)
 	}
+	token, deadline := g.token(s.topicID), g.deadline()
 	left := time.Until(time.UnixMilli(deadline - s.clock.Load()))
 	if left <= 0 {
 		return errors.New("the deadline passed before the insert began")
 	}
-	ctx, cancel := context.WithTimeout(ctx, left+answerMargin)
+	ctx, cancel := g.context(time.Now().Add(left + answerMargin))
 	defer cancel()
 	ctx = clickhouse.Context(ctx,
 		clickhouse.WithQueryID(token),
@@ -59,6 +56,7 @@ func (s *Sink) insert(ctx context.Context, r rows, token string, deadline int64)
 			"min_insert_block_size_rows":  s.cfg.MaxRows * 2,
 			"min_insert_block_size_bytes": s.cfg.MaxBytes * 64,
 		}))
+	s.metrics.inserts.Inc()
 	err = s.cfg.ClickHouse.Exec(ctx, s.table.insertSQL(s.topicID, deadline))
 	s.note(err)
 	return err
@@ -78,15 +76,19 @@ func (s *Sink) count(ctx context.Context, partition int32, first, last int64) (r
 	return rows, now, err
 }
 
-// kill ends the queries that cond, with its one argument, picks, and returns nil when there is none any more.
-func (s *Sink) kill(ctx context.Context, cond, arg string) error {
+// kill ends the INSERTs that carry rows of a partition, and returns nil when there is none any more. Those of other
+// partitions in them are inserted again by their workers.
+func (s *Sink) kill(ctx context.Context, partition int32) error {
 	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
 	defer cancel()
-	if err := s.cfg.ClickHouse.Exec(ctx, "KILL QUERY WHERE "+cond+" SYNC", arg); err != nil {
+	// As group.token names them. The topic's id may have slashes of its own.
+	cond := fmt.Sprintf("startsWith(query_id, ?) AND position(query_id, ?, %d) > 0", len(s.topicID)+1)
+	topic, part := s.topicID+"/", fmt.Sprintf("/%d/", partition)
+	if err := s.cfg.ClickHouse.Exec(ctx, "KILL QUERY WHERE "+cond+" SYNC", topic, part); err != nil {
 		return err
 	}
 	var left uint64
-	row := s.cfg.ClickHouse.QueryRow(ctx, "SELECT count() FROM system.processes WHERE "+cond, arg)
+	row := s.cfg.ClickHouse.QueryRow(ctx, "SELECT count() FROM system.processes WHERE "+cond, topic, part)
 	if err := row.Scan(&left); err != nil {
 		return err
 	}

@@ -7,9 +7,13 @@
 //
 // The rows carry their place (src_topic, src_part, src_offset), and they are the truth: after anything but a plain success, and
 // after a take-over, the worker counts the rows of [a..b] in the table. All there: done. None, once the deadline has
-// passed on the server and the old query is gone: inserted again, as the next try. Anything else is never guessed at:
+// passed on the server and the old INSERT is gone: inserted again, as the next try. Anything else is never guessed at:
 // the partition stops, with an alert. ClickHouse's insert token is set, and not relied on: it is remembered before the
 // part is, so a server killed between the two acknowledges a retry and stores nothing.
+//
+// One INSERT carries the batches of several partitions, each announced by its own commit before. It writes one part, all or
+// nothing, and its name tells the partitions: so each is judged, taken over and inserted again (then alone) by itself, whoever
+// has the others by then.
 //
 // The commit is refused by Kafka when the partition has a new owner (its generation fences it), and the INSERT is
 // refused by ClickHouse past its deadline; so an owner that was frozen and wakes can do neither.
@@ -27,6 +31,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -37,7 +42,6 @@ import (
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sync/semaphore"
 
 	"github.com/betterdata/webhooks/internal/kafka"
 	"github.com/betterdata/webhooks/schemas"
@@ -51,7 +55,7 @@ type Config struct {
 	// Prepare makes the tables (clickhouse.Migrate); it is tried until it succeeds before anything is consumed.
 	Prepare func(ctx context.Context) error
 
-	// FlushInterval is how long a row waits for others; 1 s.
+	// FlushInterval is how long a row that was read waits for others at most; 1 s.
 	FlushInterval time.Duration
 	// MaxRows and MaxBytes (of records) end a batch before that; 50,000 and 8 MiB.
 	MaxRows, MaxBytes int
@@ -61,7 +65,7 @@ type Config struct {
 	// InsertTimeout is the deadline of one INSERT, kept by the server; 10 s. A batch whose fate is unknown waits for
 	// it before it may be inserted again.
 	InsertTimeout time.Duration
-	// Inserts bounds how many partitions insert at the same time; 4.
+	// Inserts bounds the INSERTs that run at the same time; 4.
 	Inserts int
 	// HandOver is how long a worker may finish its insert when its partition is taken away or the process stops; 5 s.
 	HandOver time.Duration
@@ -106,7 +110,9 @@ type Sink struct {
 	metrics *metrics
 	client  *kgo.Client
 	commits *committer
-	inserts *semaphore.Weighted
+	inserts *inserter
+	// epoch is a moment at which workers flush, as they do every FlushInterval before and after it.
+	epoch time.Time
 	// pool holds batch buffers (rows).
 	pool sync.Pool
 
@@ -137,7 +143,9 @@ func New(table Table, cfg Config, log *slog.Logger, reg prometheus.Registerer) (
 		freed: make(chan struct{}, 1), workers: map[int32]*worker{},
 	}
 	s.pool.New = func() any { return table.newRows() }
-	s.inserts = semaphore.NewWeighted(int64(s.cfg.Inserts))
+	s.inserts = newInserter(s)
+	// Not with the other sinks of the process, nor with the other processes.
+	s.epoch = time.Now().Add(-rand.N(s.cfg.FlushInterval))
 	s.metrics = newMetrics(reg, table.Name, s.lag, s.age, s.stoppedPartitions)
 	return s, nil
 }
@@ -170,6 +178,7 @@ func (s *Sink) copy(ctx context.Context) error {
 	var background sync.WaitGroup
 	working, stop := context.WithCancel(context.WithoutCancel(ctx))
 	background.Go(func() { s.commits.run(working) })
+	background.Go(func() { s.inserts.run(working) })
 	s.ready.Store(true)
 	err = s.consume(ctx)
 	s.ready.Store(false)
@@ -224,6 +233,11 @@ func (s *Sink) newBackOff() *backoff.ExponentialBackOff {
 	b := backoff.NewExponentialBackOff()
 	b.InitialInterval, b.MaxInterval = 100*time.Millisecond, s.cfg.maxPause
 	return b
+}
+
+// untilFlush is how long it is until workers flush, all at the same moment, so that their batches go together.
+func (s *Sink) untilFlush() time.Duration {
+	return s.cfg.FlushInterval - time.Since(s.epoch)%s.cfg.FlushInterval
 }
 
 func (s *Sink) note(err error) {

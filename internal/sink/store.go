@@ -129,7 +129,7 @@ func (w *worker) insertOnce() bool {
 		if !w.commit(in.first, w.epoch, &in) {
 			return false
 		}
-		err := w.sink.insert(w.ctx, w.batch.rows, w.token(in), in.deadline)
+		err := w.sink.inserts.insert(w, in)
 		if err == nil {
 			w.inserted(resultInserted)
 			return true
@@ -173,7 +173,7 @@ func (w *worker) inserted(result string) {
 func (w *worker) replace() bool {
 	for try := uint32(1); ; try++ {
 		in := intent{first: w.batch.first, last: w.batch.last, try: try, deadline: w.sink.deadline()}
-		err := w.sink.insert(w.ctx, w.batch.rows, w.token(in), in.deadline)
+		err := w.sink.inserts.insert(w, in)
 		if err == nil {
 			w.inserted(resultInserted)
 			return w.commit(w.next.Load(), w.epoch, nil)
@@ -192,11 +192,6 @@ func (w *worker) commitDone() {
 	if next := w.next.Load(); next > w.committed {
 		w.commit(next, w.epoch, nil)
 	}
-}
-
-// token names a batch's INSERT: it is its query id and its deduplication token.
-func (w *worker) token(in intent) string {
-	return fmt.Sprintf("%s/%d/%d-%d/%d", w.sink.topicID, w.partition, in.first, in.last, in.try)
 }
 
 // commit commits an offset with the batch that is about to begin there, if any; false when the worker has to end. It
@@ -252,7 +247,7 @@ func (w *worker) judge(in intent) verdict {
 			w.pause(min(time.Second, time.Duration(in.deadline-now+1)*time.Millisecond))
 		default:
 			// Nothing that arrives now is taken; what began before has to end before the count is final.
-			if err := w.sink.kill(w.ctx, "query_id = ?", w.token(in)); err != nil {
+			if err := w.sink.kill(w.ctx, w.partition); err != nil {
 				w.sink.log.Warn("cannot end an overdue insert: will try again", "partition", w.partition, "offset", in.first, "error", err)
 				w.pause(wait.NextBackOff())
 				continue

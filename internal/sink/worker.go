@@ -181,11 +181,11 @@ func (w *worker) flushing() bool {
 
 func (b *batch) empty() bool { return b.last < b.first }
 
-// gather fills the batch until it is full, FlushInterval is over, the next record belongs to another table partition,
+// gather fills the batch until it is full, it is time to flush, the next record belongs to another table partition,
 // or the worker is to stop. It comes back with nothing when nothing came; false when the worker has to end.
 func (w *worker) gather() bool {
 	w.batch.rows = w.sink.pool.Get().(rows)
-	interval := time.NewTimer(w.sink.cfg.FlushInterval)
+	interval := time.NewTimer(w.sink.untilFlush())
 	defer interval.Stop()
 	for !w.full() {
 		r := w.peek()
