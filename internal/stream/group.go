@@ -100,7 +100,7 @@ func New(spec Spec, cfg Config, log *slog.Logger, reg prometheus.Registerer) (*G
 	}
 	cfg.setDefaults()
 	g := &Group{spec: spec, cfg: cfg, log: log.With("group", spec.Group), retries: 4, faults: noFaults}
-	g.metrics = newMetrics(reg, spec.Group, g.Lag)
+	g.metrics = newMetrics(reg, spec.Group, g.Lag, g.waited)
 	for n := range cfg.Sessions {
 		g.sessions = append(g.sessions, newSession(g, n))
 	}
@@ -209,6 +209,14 @@ func (g *Group) Lag() int64 {
 	return lag
 }
 
+// waited is for how long the oldest of these records has.
+func (g *Group) waited() (longest time.Duration) {
+	for _, s := range g.sessions {
+		longest = max(longest, s.waited(time.Now()))
+	}
+	return longest
+}
+
 // Check returns nil when every session is a member of the group and its partitions are restored and running.
 func (g *Group) Check(context.Context) error {
 	for _, s := range g.sessions {
@@ -227,7 +235,24 @@ type shared struct {
 }
 
 // place is where a partition's input stands.
-type place struct{ next, end int64 }
+type place struct {
+	next, end int64
+	// since is when the record at next was written; before it is read, what is known to be earlier.
+	since time.Time
+}
+
+// stand notes where o stands.
+func (p *place) stand(o *owned, now time.Time) {
+	p.next, p.end = o.track.next.offset, max(p.end, o.end)
+	switch {
+	case len(o.backlog) > 0:
+		p.since = o.backlog[0].Timestamp
+	case p.end <= p.next:
+		p.since = now
+	case o.processed.After(p.since):
+		p.since = o.processed
+	}
+}
 
 func (s *shared) status() error {
 	s.mu.Lock()
@@ -248,6 +273,17 @@ func (s *shared) lag() (lag int64) {
 		lag += max(0, p.end-p.next)
 	}
 	return lag
+}
+
+func (s *shared) waited(now time.Time) (longest time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, p := range s.places {
+		if p.end > p.next {
+			longest = max(longest, now.Sub(p.since))
+		}
+	}
+	return longest
 }
 
 func (s *shared) saw(ends map[int32]kadm.ListedOffset) {

@@ -32,7 +32,7 @@ type metrics struct {
 	wiped        prometheus.Counter
 }
 
-func newMetrics(reg prometheus.Registerer, group string, lag func() int64) *metrics {
+func newMetrics(reg prometheus.Registerer, group string, lag func() int64, waited func() time.Duration) *metrics {
 	reg = prometheus.WrapRegistererWith(prometheus.Labels{"group": group}, reg)
 	counter := func(name, help string) prometheus.Counter {
 		c := prometheus.NewCounter(prometheus.CounterOpts{Name: "webhooks_stream_" + name, Help: help})
@@ -70,6 +70,9 @@ func newMetrics(reg prometheus.Registerer, group string, lag func() int64) *metr
 	m.seconds = seconds
 	reg.MustRegister(tx, seconds, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "webhooks_stream_lag_records", Help: "Input records that wait, over the partitions owned here.",
-	}, func() float64 { return float64(lag()) }))
+	}, func() float64 { return float64(lag()) }), prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "webhooks_stream_lag_seconds",
+		Help: "For how long the oldest input record that waits has waited, over the partitions owned here; at most, while it has not been read.",
+	}, func() float64 { return waited().Seconds() }))
 	return m
 }

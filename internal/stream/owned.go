@@ -29,7 +29,9 @@ type owned struct {
 	backlog []*kgo.Record
 	fetched position
 	end     int64 // of the input's partition, as last seen
-	paused  bool
+	// processed is when the last record taken was written.
+	processed time.Time
+	paused    bool
 	// claimed tells that a commit of this owner has announced what it may start, and allowed how many records that are
 	// until the next commit. Before the claim a tracked group takes nothing: after a crash the next owner would not know
 	// that anything was started.
@@ -85,6 +87,7 @@ func (o *owned) begin(now time.Time) {
 // process applies one record within the open transaction.
 func (o *owned) process(r *kgo.Record, now time.Time) error {
 	o.begin(now)
+	o.processed = r.Timestamp
 	o.track.record(r)
 	o.tx.tracked = nil
 	err := errors.Join(o.task.Process(o.tx, r), o.tx.err)

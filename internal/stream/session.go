@@ -254,7 +254,7 @@ func (s *session) advance() error {
 
 // report updates what others see: readiness, lag.
 func (s *session) report() {
-	restoring, joined := s.mail.awaited(s.owned), s.mail.isSynced()
+	restoring, joined, now := s.mail.awaited(s.owned), s.mail.isSynced(), time.Now()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for id, o := range s.owned {
@@ -263,10 +263,10 @@ func (s *session) report() {
 		}
 		p := s.places[id]
 		if p == nil {
-			p = &place{end: o.track.next.offset}
+			p = &place{end: o.track.next.offset, since: now}
 			s.places[id] = p
 		}
-		p.next, p.end = o.track.next.offset, max(p.end, o.end)
+		p.stand(o, now)
 	}
 	for id := range s.places {
 		if s.owned[id] == nil {
