@@ -91,6 +91,17 @@ func TestBreakersAreCountedAfterARestart(t *testing.T) {
 	require.Equal(t, 0.0, w.gather()["webhooks_breakers_open{}"])
 }
 
+func TestABrokenEndpointIsNotOverdue(t *testing.T) {
+	w := newWorld(t, nil)
+	w.broken("a")
+	w.pass(2 * time.Second)
+	require.Positive(t, w.gather()["webhooks_retry_oldest_due_seconds{}"])
+	require.Zero(t, w.gather()["webhooks_retry_overdue_seconds{}"])
+	w.settle(w.Process(w.event("e", w.endpoint("b", nil)))) // fails once, and waits
+	w.pass(2 * time.Second)
+	require.Positive(t, w.gather()["webhooks_retry_overdue_seconds{}"])
+}
+
 func TestAFailureThatIsOverIsForgotten(t *testing.T) {
 	w := newWorld(t, nil)
 	ep := w.endpoint("a", nil)

@@ -108,7 +108,11 @@ func registerGauges(reg prometheus.Registerer, d *Dispatcher) {
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "webhooks_retry_oldest_due_seconds",
 			Help: "For how long the oldest due delivery has waited for its attempt, paused endpoints aside.",
-		}, d.oldestDue),
+		}, func() float64 { return d.longest(func(t *task) int64 { return t.oldest.Load() }) }),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "webhooks_retry_overdue_seconds",
+			Help: "The same of endpoints whose breaker is closed: only our own limits, or the endpoint's, can hold these up.",
+		}, func() float64 { return d.longest(func(t *task) int64 { return t.overdue.Load() }) }),
 	)
 }
 
@@ -118,11 +122,12 @@ func (d *Dispatcher) sum(of func(*task) int64) float64 {
 	return float64(total)
 }
 
-func (d *Dispatcher) oldestDue() float64 {
+// longest is for how many seconds the earliest of the tasks' due times has passed; 0 is none.
+func (d *Dispatcher) longest(of func(*task) int64) float64 {
 	now := time.Now().UnixMilli()
 	oldest := now
 	d.eachTask(func(t *task) {
-		if due := t.oldest.Load(); due != 0 {
+		if due := of(t); due != 0 {
 			oldest = min(oldest, due)
 		}
 	})
@@ -144,17 +149,29 @@ func (m *metrics) attempt(f *flight) {
 
 // observe publishes what the metrics say of a partition's endpoints.
 func (t *task) observe() {
-	var broken, oldest int64
+	var broken, oldest, overdue int64
 	for _, e := range t.endpoints {
 		if e.control.Broken() {
 			broken++
 		}
-		if !e.head.IsZero() && e.loaded && e.mode() != paused {
-			if due := e.head.UnixMilli(); oldest == 0 || due < oldest {
-				oldest = due
-			}
+		if e.head.IsZero() || !e.loaded || e.mode() == paused {
+			continue
+		}
+		due := e.head.UnixMilli()
+		oldest = sooner(oldest, due)
+		if !e.control.Broken() {
+			overdue = sooner(overdue, due)
 		}
 	}
 	t.breakers.Store(broken)
 	t.oldest.Store(oldest)
+	t.overdue.Store(overdue)
+}
+
+// sooner is the earlier of two times in Unix ms, of which the first may be none.
+func sooner(a, b int64) int64 {
+	if a == 0 {
+		return b
+	}
+	return min(a, b)
 }

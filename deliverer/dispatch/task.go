@@ -25,8 +25,8 @@ type task struct {
 	log  *slog.Logger
 
 	draining atomic.Bool
-	// breakers and oldest (due, Unix ms) are for the metrics.
-	breakers, oldest atomic.Int64
+	// breakers, oldest and overdue (due, Unix ms) are for the metrics.
+	breakers, oldest, overdue atomic.Int64
 	// replays counts them by status, as replayStatuses.
 	replays [len(replayStatuses)]atomic.Int64
 
