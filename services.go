@@ -67,7 +67,8 @@ func newService(ctx context.Context, p settings.Process, h settings.HTTP, stderr
 		process: p, log: newLogger(p, stderr), reg: prometheus.NewRegistry(),
 		tables: map[string]*table.Copy{}, topics: make(chan struct{}),
 	}
-	s.reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	s.reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+		collectors.NewBuildInfoCollector())
 	if s.http, err = takeover.Listen(ctx, string(h.HTTPAddr), "HTTP_ADDR"); err != nil {
 		return nil, err
 	}
@@ -77,6 +78,7 @@ func newService(ctx context.Context, p settings.Process, h settings.HTTP, stderr
 	}
 	s.admin = startAdmin(ln, s.reg)
 	s.own = []string{s.http.Addr().String(), ln.Addr().String()}
+	lifecycle.RegisterMetrics(s.reg, s.admin.status, p.DataDir)
 	s.log.Info("listening", "http", s.http.Addr().String(), "admin", ln.Addr().String())
 	return s, nil
 }

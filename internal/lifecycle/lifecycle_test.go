@@ -206,11 +206,13 @@ func TestAdmin(t *testing.T) {
 	reg.MustRegister(prometheus.NewGauge(prometheus.GaugeOpts{Name: "webhooks_test"}))
 	var mu sync.Mutex
 	checks := map[string]error{"kafka": nil, "edge": errors.New("1 of 2 replicas")}
-	admin := NewAdmin(ln, reg, func(context.Context) (map[string]error, bool) {
+	status := func(context.Context) (map[string]error, bool) {
 		mu.Lock()
 		defer mu.Unlock()
 		return checks, checks["edge"] == nil
-	})
+	}
+	RegisterMetrics(reg, status, t.TempDir())
+	admin := NewAdmin(ln, reg, status)
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- admin.Run(ctx) }()
@@ -228,6 +230,8 @@ func TestAdmin(t *testing.T) {
 	code, body := get("/readyz")
 	require.Equal(t, 503, code)
 	require.JSONEq(t, `{"ready":false,"checks":{"kafka":"ok","edge":"1 of 2 replicas"}}`, body)
+	_, body = get("/metrics")
+	require.Contains(t, body, "webhooks_ready 0\n")
 	mu.Lock()
 	checks = map[string]error{"kafka": nil, "edge": nil}
 	mu.Unlock()
@@ -237,6 +241,9 @@ func TestAdmin(t *testing.T) {
 	code, body = get("/metrics")
 	require.Equal(t, 200, code)
 	require.Contains(t, body, "webhooks_test 0")
+	require.Contains(t, body, "webhooks_ready 1\n")
+	require.Regexp(t, `(?m)^webhooks_data_dir_free_bytes [1-9]`, body)
+	require.Regexp(t, `(?m)^webhooks_data_dir_size_bytes [1-9]`, body)
 	code, _ = get("/debug/pprof/cmdline")
 	require.Equal(t, 200, code)
 	code, _ = get("/nothing")
