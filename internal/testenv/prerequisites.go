@@ -25,6 +25,8 @@ var tools = map[string]struct{ debian, otherwise string }{
 	"npm":  {"npm", "Node.js with npm"},
 
 	"prometheus-alertmanager": {"prometheus-alertmanager", "Debian's Alertmanager"},
+	"prometheus":              {"prometheus", "Prometheus"},
+	"promtool":                {"prometheus", "Prometheus, which has promtool"},
 }
 
 // need finds a tool, installing it where apt-get can.
