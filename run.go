@@ -132,34 +132,42 @@ func runAll(ctx context.Context, c settings.Run, stdout, stderr io.Writer) error
 		return refuse(err)
 	}
 	defer s.close()
+	if err := s.addAll(ctx, c, stdout, stderr); err != nil {
+		return refuse(err)
+	}
+	return s.run(ctx)
+}
+
+// addAll puts the whole system together.
+func (s *service) addAll(ctx context.Context, c settings.Run, stdout, stderr io.Writer) error {
 	at, err := s.addStack(ctx, &c, stderr)
 	if err != nil {
-		return refuse(err)
+		return err
 	}
 	s.addTopics()
 	if err := s.openRows(ctx, c.ClickHouse, string(c.ClickHouseURL)); err != nil {
-		return refuse(err)
+		return err
 	}
 	if err := s.addTables(schemas.Billing, schemas.Entitlements, schemas.Endpoints, schemas.Connections, schemas.Routes, schemas.Replays,
 		schemas.EndpointHealth); err != nil {
-		return refuse(err)
+		return err
 	}
 	guard, err := s.guard(c.Guard)
 	if err != nil {
-		return refuse(err)
+		return err
 	}
 	if err := s.addRooms(c, guard); err != nil {
-		return refuse(err)
+		return err
 	}
 	if err := local.WriteAddresses(c.DataDir, withForeign(at, c)); err != nil {
-		return refuse(err)
+		return err
 	}
 	s.add("console", func(ctx context.Context) error {
 		greet(stdout, c, at)
 		<-ctx.Done()
 		return nil
 	}, nil)
-	return s.run(ctx)
+	return nil
 }
 
 // withForeign adds the Kafka and ClickHouse that are not ours to the addresses that are told.
