@@ -1,6 +1,7 @@
 package store
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -13,14 +14,14 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// kept makes a database with a record in it and returns its folder.
-func kept(t *testing.T) string {
+// kept makes a database with a record in it, and more, and returns its folder.
+func kept(t *testing.T, more ...string) string {
 	t.Helper()
 	dir := t.TempDir()
 	db, err := Open(dir, Options{}, quiet)
 	require.NoError(t, err)
 	p := acquire(t, db, 0, "s")
-	put(t, p, 0, "k")
+	put(t, p, 0, append(more, "k")...)
 	require.NoError(t, db.pebble.Flush())
 	require.NoError(t, db.Close())
 	return dir
@@ -54,6 +55,15 @@ func TestADamagedDatabaseIsEmptied(t *testing.T) {
 			require.True(t, has(t, dir))
 		})
 	}
+	t.Run("files cut in half", func(t *testing.T) {
+		dir := kept(t)
+		for _, f := range tables(t, dir) {
+			info, err := os.Stat(f)
+			require.NoError(t, err)
+			require.NoError(t, os.Truncate(f, info.Size()/2))
+		}
+		require.False(t, has(t, dir))
+	})
 	for _, pattern := range []string{"MANIFEST-*", "*.sst"} {
 		t.Run("without "+pattern, func(t *testing.T) {
 			dir := kept(t)
@@ -66,6 +76,48 @@ func TestADamagedDatabaseIsEmptied(t *testing.T) {
 			require.False(t, has(t, dir))
 		})
 	}
+}
+
+// tables are the files that hold records.
+func tables(t *testing.T, dir string) []string {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join(dir, "*.sst"))
+	require.NoError(t, err)
+	require.NotEmpty(t, files)
+	return files
+}
+
+func manyKeys(n int) (keys []string) {
+	for i := range n {
+		keys = append(keys, fmt.Sprint("a", i))
+	}
+	return keys
+}
+
+// The database opens: Pebble reads a block when somebody asks for what is in it.
+func TestDamageThatIsFoundLaterEmptiesTheDatabaseAtTheNextStart(t *testing.T) {
+	dir := kept(t, manyKeys(10_000)...)
+	for _, f := range tables(t, dir) {
+		content, err := os.ReadFile(f)
+		require.NoError(t, err)
+		content[0] ^= 0xff // of the first block, which has records
+		require.NoError(t, os.WriteFile(f, content, 0o600))
+	}
+	db, err := Open(dir, Options{}, quiet)
+	require.NoError(t, err)
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	require.NoError(t, db.Watch(ended))
+	_, _, err = acquire(t, db, 0, "s").AppendGet(nil, 0, []byte("a0"))
+	require.Error(t, err)
+	require.ErrorContains(t, db.Watch(t.Context()), dir)
+	require.NoError(t, db.Close())
+	require.False(t, has(t, dir))
+	db, err = Open(dir, Options{}, quiet)
+	require.NoError(t, err)
+	put(t, acquire(t, db, 0, "s"), 0, "k")
+	require.NoError(t, db.Close())
+	require.True(t, has(t, dir), "and only then")
 }
 
 // failing is a disk on which making or opening certain files fails.

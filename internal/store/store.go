@@ -49,6 +49,7 @@ type DB struct {
 	fs      vfs.FS
 	dir     string
 	files   atomic.Uint64 // written for loads
+	damage  *damage
 
 	mu      sync.Mutex
 	ids     map[string]uint16 // store name → its id in keys
@@ -96,6 +97,11 @@ func open(dir string, fs vfs.FS, opts Options, log *slog.Logger) (*DB, error) {
 	if err != nil {
 		return nil, fmt.Errorf("lock state folder %s: %w", dir, err)
 	}
+	if _, marked := fs.Stat(fs.PathJoin(dir, damagedFile)); marked == nil {
+		if err := empty(dir, fs); err != nil {
+			return nil, errors.Join(fmt.Errorf("empty damaged state in %s: %w", dir, err), lock.Close())
+		}
+	}
 	db, err := load(dir, fs, lock, opts, log)
 	if damaged(err) {
 		log.Warn("state on disk is damaged; it is restored from Kafka", "folder", dir, "error", err)
@@ -120,7 +126,8 @@ var errFormat = errors.New("unknown format")
 
 // damaged reports that opening failed for what the files hold, or for one that is missing.
 func damaged(err error) bool {
-	return pebble.IsCorruptionError(err) || errors.Is(err, errFormat) || errors.Is(err, os.ErrNotExist)
+	return pebble.IsCorruptionError(err) || errors.Is(err, errFormat) || errors.Is(err, os.ErrNotExist) ||
+		err != nil && strings.Contains(err.Error(), "object size mismatch") // a file that was cut, which Pebble does not mark as damage
 }
 
 // empty deletes what is in a folder but the lock that is held on it.
@@ -147,12 +154,15 @@ const lockFile = "LOCK"
 func load(dir string, fs vfs.FS, lock *pebble.Lock, opts Options, log *slog.Logger) (*DB, error) {
 	cache := pebble.NewCache(opts.CacheBytes)
 	defer cache.Unref()
+	found := newDamage(dir, fs, log)
 	options := &pebble.Options{
 		FS:           fs,
 		Lock:         lock,
 		Cache:        cache,
 		MemTableSize: opts.MemTableBytes,
 		Logger:       logger{log},
+		// Without it Pebble takes the process down, or panics in a request.
+		EventListener: &pebble.EventListener{DataCorruption: found.note},
 		// Kafka is the log of record; an hour of replay is not worth a sync.
 		WALBytesPerSync: bytesPerSync,
 		BytesPerSync:    bytesPerSync,
@@ -172,7 +182,7 @@ func load(dir string, fs vfs.FS, lock *pebble.Lock, opts Options, log *slog.Logg
 		return nil, err
 	}
 	db := &DB{
-		pebble: p, options: options, lock: lock, fs: fs, dir: dir,
+		pebble: p, options: options, lock: lock, fs: fs, dir: dir, damage: found,
 		ids: map[string]uint16{}, holders: map[int32]*Partition{},
 	}
 	if err := db.loadIDs(); err != nil {

@@ -144,6 +144,7 @@ func (g *Group) Run(ctx context.Context) (err error) {
 		time.AfterFunc(budget, noMoreTime)
 	})()
 	group.Go(func() error { g.watchEnds(gctx); return nil })
+	group.Go(func() error { return g.db.Watch(gctx) })
 	for i, s := range g.sessions {
 		group.Go(func() error { return s.run(gctx, hard, end, ids[i]) })
 	}

@@ -1,7 +1,9 @@
 package table
 
 import (
+	"fmt"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"testing"
 	"time"
@@ -135,4 +137,60 @@ func (f *fixture) meddle(dir string, change func(*store.Position)) {
 		b.Position(positionOf(i), pos)
 	}
 	require.NoError(f.t, b.Commit())
+}
+
+// Pebble finds what was damaged when somebody asks for it.
+func TestDamageEndsTheCopyAndTheNextIsReadAnew(t *testing.T) {
+	f := newFixture(t)
+	dir := f.dir()
+	f.put("live", "1")
+	copied := f.start(dir)
+	f.current(copied, "live")
+	f.stop(copied)
+	f.damage(dir)
+
+	copied = f.open(dir)
+	ended := make(chan error, 1)
+	go func() { ended <- copied.Run(t.Context()) }()
+	f.current(copied, "live")
+	_, _, err := copied.Get([]byte("ghost 0"))
+	require.Error(t, err)
+	require.ErrorContains(t, <-ended, "damaged")
+	require.NoError(t, copied.Close())
+
+	copied = f.start(dir)
+	f.current(copied, "live")
+	require.Equal(t, "1", f.get(copied, "live"))
+	require.Empty(t, f.get(copied, "ghost 0"))
+}
+
+// damage adds records that the log never had to a stopped copy, and changes some of them on disk.
+func (f *fixture) damage(dir string) {
+	f.t.Helper()
+	folder := filepath.Join(dir, "tables", topic)
+	for _, more := range []int{10_000, 0} { // what is in the log of writes goes to files at the next start
+		db, err := store.Open(folder, store.Options{}, slog.New(slog.DiscardHandler))
+		require.NoError(f.t, err)
+		p, err := db.Acquire(0, storeNames(partitions))
+		require.NoError(f.t, err)
+		b := p.Batch()
+		for i := range more {
+			b.Put(records, fmt.Append(nil, "ghost ", i), []byte("x"))
+		}
+		require.NoError(f.t, b.Commit())
+		require.NoError(f.t, db.Close())
+	}
+	files, err := filepath.Glob(filepath.Join(folder, "*.sst"))
+	require.NoError(f.t, err)
+	largest, content := "", []byte(nil)
+	for _, name := range files {
+		read, err := os.ReadFile(name)
+		require.NoError(f.t, err)
+		if len(read) > len(content) {
+			largest, content = name, read
+		}
+	}
+	require.NotEmpty(f.t, content)
+	content[0] ^= 0xff
+	require.NoError(f.t, os.WriteFile(largest, content, 0o600))
 }

@@ -127,6 +127,7 @@ func (c *Copy) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return c.tail(ctx) })
 	group.Go(func() error { return c.keepFresh(ctx) })
+	group.Go(func() error { return c.local.db.Watch(ctx) })
 	if err := group.Wait(); err != nil {
 		return fmt.Errorf("table copy of %s: %w", c.cfg.Topic, err)
 	}
