@@ -81,26 +81,26 @@ func (i *inserter) run(ctx context.Context) {
 		if i.slots.Acquire(ctx, 1) != nil {
 			return
 		}
-		g := group{first}
-		next = i.fill(&g)
+		b := bundle{first}
+		next = i.fill(&b)
 		sending.Go(func() {
 			defer i.slots.Release(1)
-			g.answer(i.sink.insert(g))
+			b.answer(i.sink.insert(b))
 		})
 	}
 }
 
-// fill adds to the group what comes within linger and has room; it returns one that has none.
-func (i *inserter) fill(g *group) *insertRequest {
+// fill adds to the bundle what comes within linger and has room; it returns one that has none.
+func (i *inserter) fill(b *bundle) *insertRequest {
 	over := time.NewTimer(i.linger)
 	defer over.Stop()
-	for g.open(i.sink.cfg) {
+	for b.open(i.sink.cfg) {
 		select {
 		case r := <-i.waiting:
-			if !g.takes(r, i.sink.cfg) {
+			if !b.takes(r, i.sink.cfg) {
 				return r
 			}
-			*g = append(*g, r)
+			*b = append(*b, r)
 		case <-over.C:
 			return nil
 		}
@@ -108,75 +108,74 @@ func (i *inserter) fill(g *group) *insertRequest {
 	return nil
 }
 
-// group is what one INSERT carries: batches of different partitions, together no larger than one may be.
-type group []*insertRequest
+// bundle is what one INSERT carries: batches of different partitions, together no larger than one may be.
+type bundle []*insertRequest
 
 // open reports that more could be added.
-func (g group) open(cfg Config) bool {
-	rows, bytes := g.size()
-	return !g[0].again() && rows < cfg.MaxRows && bytes < cfg.MaxBytes
+func (b bundle) open(cfg Config) bool {
+	rows, bytes := b.size()
+	return !b[0].again() && rows < cfg.MaxRows && bytes < cfg.MaxBytes
 }
 
 // takes reports that r may be added: it belongs to the same table partition, so that all is one part, and fits.
-func (g group) takes(r *insertRequest, cfg Config) bool {
-	rows, bytes := g.size()
-	return !r.again() && r.unit == g[0].unit && rows+r.rows.len() <= cfg.MaxRows && bytes+r.bytes <= cfg.MaxBytes
+func (b bundle) takes(r *insertRequest, cfg Config) bool {
+	rows, bytes := b.size()
+	return !r.again() && r.unit == b[0].unit && rows+r.rows.len() <= cfg.MaxRows && bytes+r.bytes <= cfg.MaxBytes
 }
 
 // again reports that the batch was tried before. It goes alone: what the server does not take of one partition must not
 // hold up the others.
 func (r *insertRequest) again() bool { return r.in.try > 1 }
 
-func (g group) size() (rows, bytes int) {
-	for _, r := range g {
+func (b bundle) size() (rows, bytes int) {
+	for _, r := range b {
 		rows, bytes = rows+r.rows.len(), bytes+r.bytes
 	}
 	return rows, bytes
 }
 
 // deadline is the earliest of the batches' own.
-func (g group) deadline() int64 {
-	deadline := g[0].in.deadline
-	for _, r := range g {
+func (b bundle) deadline() int64 {
+	deadline := b[0].in.deadline
+	for _, r := range b {
 		deadline = min(deadline, r.in.deadline)
 	}
 	return deadline
 }
 
-func (g group) rows() (all []rows) {
-	for _, r := range g {
+func (b bundle) rows() (all []rows) {
+	for _, r := range b {
 		all = append(all, r.rows)
 	}
 	return all
 }
 
-func (g group) answer(err error) {
-	for _, r := range g {
+func (b bundle) answer(err error) {
+	for _, r := range b {
 		r.result <- err
 	}
 }
 
 // token names the INSERT: it is its query id and its deduplication token. It names the partitions, each between slashes, so
-// that whoever owns one of them next finds the INSERT; the first one's batch and try are used once.
-func (g group) token(topicID string) string {
-	var b strings.Builder
-	b.WriteString(topicID)
-	for _, r := range g {
-		fmt.Fprintf(&b, "/%d", r.partition)
+// that whoever owns one of them next finds the INSERT; and then each one's batch and try, so that ClickHouse never takes
+// other rows for these: of a Replacing table nothing announces a batch, and it may have grown when it comes again.
+func (b bundle) token(topicID string) string {
+	partitions, batches := "", make([]string, len(b))
+	for i, r := range b {
+		partitions += fmt.Sprintf("/%d", r.partition)
+		batches[i] = fmt.Sprintf("%d-%d.%d", r.in.first, r.in.last, r.in.try)
 	}
-	in := g[0].in
-	fmt.Fprintf(&b, "/%d-%d/%d", in.first, in.last, in.try)
-	return b.String()
+	return topicID + partitions + "/" + strings.Join(batches, ",")
 }
 
 // context ends at the deadline, and once all of the workers have been cut off.
-func (g group) context(deadline time.Time) (context.Context, context.CancelFunc) {
+func (b bundle) context(deadline time.Time) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithDeadline(context.Background(), deadline)
 	var gone atomic.Int32
-	forget := make([]func() bool, len(g))
-	for i, r := range g {
+	forget := make([]func() bool, len(b))
+	for i, r := range b {
 		forget[i] = context.AfterFunc(r.ctx, func() {
-			if int(gone.Add(1)) == len(g) {
+			if int(gone.Add(1)) == len(b) {
 				cancel()
 			}
 		})

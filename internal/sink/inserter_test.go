@@ -115,7 +115,7 @@ func batchOf(rows int, unit int64) batch {
 	return b
 }
 
-func (r *insertRequest) with(others ...*insertRequest) group { return append(group{r}, others...) }
+func (r *insertRequest) with(others ...*insertRequest) bundle { return append(bundle{r}, others...) }
 
 func (r *insertRequest) tried(try uint32) *insertRequest {
 	r.in.try = try
@@ -138,17 +138,27 @@ func TestWhichBatchesGoTogether(t *testing.T) {
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
-			g := group{c.first}
+			g := bundle{c.first}
 			require.Equal(t, c.together, g.open(cfg) && g.takes(c.next, cfg))
 		})
 	}
 }
 
-func TestGroupKeepsToTheEarliestDeadline(t *testing.T) {
+// ClickHouse takes an INSERT for another whose token it has seen: that must have the same rows.
+func TestATokenIsThatOfAllTheBatches(t *testing.T) {
+	token := func(second batch, try uint32) string {
+		return request(1, batchOf(1, 5)).with(request(2, second).tried(try)).token("T")
+	}
+	require.Equal(t, "T/1/2/0-0.1,0-1.1", token(batchOf(2, 5), 1))
+	require.NotEqual(t, token(batchOf(2, 5), 1), token(batchOf(3, 5), 1), "it has grown since")
+	require.NotEqual(t, token(batchOf(2, 5), 1), token(batchOf(2, 5), 2))
+}
+
+func TestBundleKeepsToTheEarliestDeadline(t *testing.T) {
 	require.Equal(t, int64(3), request(7, batchOf(1, 5)).with(request(3, batchOf(1, 5)), request(9, batchOf(1, 5))).deadline())
 }
 
-func TestGroupIsAllOfItsRows(t *testing.T) {
+func TestBundleIsAllOfItsRows(t *testing.T) {
 	g := request(1, batchOf(2, 5)).with(request(2, batchOf(3, 5)))
 	for range 2 {
 		table, err := g[0].rows.external("batch", g.rows())
@@ -183,12 +193,12 @@ func insertTogether(t *testing.T) (server *slowServer, workers []*worker, result
 	s, err := New(plainTable(), Config{ClickHouse: server, FlushInterval: time.Second}, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
 	require.NoError(t, err)
 	// All three are waited for, and no others.
-	s.inserts.linger, s.cfg.MaxRows = time.Hour, 6
+	s.inserter.linger, s.cfg.MaxRows = time.Hour, 6
 	running, stop := context.WithCancel(context.Background())
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		s.inserts.run(running)
+		s.inserter.run(running)
 	}()
 	t.Cleanup(func() {
 		stop()
@@ -198,7 +208,7 @@ func insertTogether(t *testing.T) (server *slowServer, workers []*worker, result
 		w := newWorker(s, partition, 0, "")
 		w.batch = batchOf(2, 5)
 		result := make(chan error, 1)
-		go func() { result <- s.inserts.insert(w, intent{last: 1, rows: 2, try: 1, deadline: s.deadline()}) }()
+		go func() { result <- s.inserter.insert(w, intent{last: 1, rows: 2, try: 1, deadline: s.deadline()}) }()
 		workers, results = append(workers, w), append(results, result)
 	}
 	return server, workers, results, <-server.inserts

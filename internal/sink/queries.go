@@ -21,23 +21,23 @@ func (s *Sink) deadline() int64 {
 	return time.Now().Add(s.cfg.InsertTimeout).UnixMilli() + s.clock.Load()
 }
 
-// insert writes a group in one synchronous INSERT, of one block and so of one part. An error says nothing about
+// insert writes a bundle in one synchronous INSERT, of one block and so of one part. An error says nothing about
 // whether it was written.
 //
 // The rows go over as a temporary table, which the server has whole before it begins to write: an INSERT cannot stall
 // half-sent and be finished late. Its deadline is kept twice by the server, when the block is about to be written and
 // as the query's maximal time.
-func (s *Sink) insert(g group) error {
-	batch, err := g[0].rows.external("batch", g.rows())
+func (s *Sink) insert(b bundle) error {
+	batch, err := b[0].rows.external("batch", b.rows())
 	if err != nil {
 		return fmt.Errorf("build batch: %w", err)
 	}
-	token, deadline := g.token(s.topicID), g.deadline()
+	token, deadline := b.token(s.topicID), b.deadline()
 	left := time.Until(time.UnixMilli(deadline - s.clock.Load()))
 	if left <= 0 {
 		return errors.New("the deadline passed before the insert began")
 	}
-	ctx, cancel := g.context(time.Now().Add(left + answerMargin))
+	ctx, cancel := b.context(time.Now().Add(left + answerMargin))
 	defer cancel()
 	ctx = clickhouse.Context(ctx,
 		clickhouse.WithQueryID(token),
@@ -81,7 +81,7 @@ func (s *Sink) count(ctx context.Context, partition int32, first, last int64) (r
 func (s *Sink) kill(ctx context.Context, partition int32) error {
 	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
 	defer cancel()
-	// As group.token names them. The topic's id may have slashes of its own.
+	// As bundle.token names them. The topic's id may have slashes of its own.
 	cond := fmt.Sprintf("startsWith(query_id, ?) AND position(query_id, ?, %d) > 0", len(s.topicID)+1)
 	topic, part := s.topicID+"/", fmt.Sprintf("/%d/", partition)
 	if err := s.cfg.ClickHouse.Exec(ctx, "KILL QUERY WHERE "+cond+" SYNC", topic, part); err != nil {

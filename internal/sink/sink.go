@@ -11,9 +11,9 @@
 // the partition stops, with an alert. ClickHouse's insert token is set, and not relied on: it is remembered before the
 // part is, so a server killed between the two acknowledges a retry and stores nothing.
 //
-// One INSERT carries the batches of several partitions, each announced by its own commit before. It writes one part, all or
-// nothing, and its name tells the partitions: so each is judged, taken over and inserted again (then alone) by itself, whoever
-// has the others by then.
+// One INSERT carries the batches of several partitions, each of a plain table announced by its own commit before. It writes one
+// part, all or nothing, and its name tells the partitions: so each is judged, taken over and inserted again (then alone) by
+// itself, whoever has the others by then.
 //
 // The commit is refused by Kafka when the partition has a new owner (its generation fences it), and the INSERT is
 // refused by ClickHouse past its deadline; so an owner that was frozen and wakes can do neither.
@@ -104,13 +104,13 @@ const maxPoll = 5_000
 
 // Sink fills one table.
 type Sink struct {
-	table   Table
-	cfg     Config
-	log     *slog.Logger
-	metrics *metrics
-	client  *kgo.Client
-	commits *committer
-	inserts *inserter
+	table    Table
+	cfg      Config
+	log      *slog.Logger
+	metrics  *metrics
+	client   *kgo.Client
+	commits  *committer
+	inserter *inserter
 	// epoch is a moment at which workers flush, as they do every FlushInterval before and after it.
 	epoch time.Time
 	// pool holds batch buffers (rows).
@@ -143,7 +143,7 @@ func New(table Table, cfg Config, log *slog.Logger, reg prometheus.Registerer) (
 		freed: make(chan struct{}, 1), workers: map[int32]*worker{},
 	}
 	s.pool.New = func() any { return table.newRows() }
-	s.inserts = newInserter(s)
+	s.inserter = newInserter(s)
 	// Not with the other sinks of the process, nor with the other processes.
 	s.epoch = time.Now().Add(-rand.N(s.cfg.FlushInterval))
 	s.metrics = newMetrics(reg, table.Name, s.lag, s.age, s.stoppedPartitions)
@@ -178,7 +178,7 @@ func (s *Sink) copy(ctx context.Context) error {
 	var background sync.WaitGroup
 	working, stop := context.WithCancel(context.WithoutCancel(ctx))
 	background.Go(func() { s.commits.run(working) })
-	background.Go(func() { s.inserts.run(working) })
+	background.Go(func() { s.inserter.run(working) })
 	s.ready.Store(true)
 	err = s.consume(ctx)
 	s.ready.Store(false)

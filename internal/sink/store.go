@@ -129,7 +129,7 @@ func (w *worker) insertOnce() bool {
 		if !w.commit(in.first, w.epoch, &in) {
 			return false
 		}
-		err := w.sink.inserts.insert(w, in)
+		err := w.sink.inserter.insert(w, in)
 		if err == nil {
 			w.inserted(resultInserted)
 			return true
@@ -173,7 +173,7 @@ func (w *worker) inserted(result string) {
 func (w *worker) replace() bool {
 	for try := uint32(1); ; try++ {
 		in := intent{first: w.batch.first, last: w.batch.last, try: try, deadline: w.sink.deadline()}
-		err := w.sink.inserts.insert(w, in)
+		err := w.sink.inserter.insert(w, in)
 		if err == nil {
 			w.inserted(resultInserted)
 			return w.commit(w.next.Load(), w.epoch, nil)
