@@ -43,7 +43,7 @@ func (t *task) command(tx *stream.Tx, in *kgo.Record) error {
 	}
 	c := newKept(cmd, in.Offset, t.now)
 	if f := t.flights[c.at.Delivery]; f != nil && (f.running || f.landed) {
-		c.during = f
+		c.during = f.number
 	}
 	// Behind one that waits it is not attended to before.
 	before := len(t.waitingFor(c.at.Delivery))
@@ -58,8 +58,8 @@ func (t *task) command(tx *stream.Tx, in *kgo.Record) error {
 	return t.keep(tx, c)
 }
 
-func newKept(cmd *webhooksv1.Command, offset int64, now time.Time) *kept {
-	c := &kept{cmd: cmd, at: schedule.Place{Offset: offset}, since: now}
+func newKept(cmd *webhooksv1.Command, offset int64, now time.Time) *keptCommand {
+	c := &keptCommand{cmd: cmd, at: schedule.Place{Offset: offset}, since: now}
 	switch action := cmd.GetAction().(type) {
 	case *webhooksv1.Command_RetryDelivery:
 		c.at.Delivery, c.endpoint = action.RetryDelivery.GetDeliveryId(), action.RetryDelivery.GetEndpointId()
@@ -85,7 +85,7 @@ func readCommand(value []byte, cmd *webhooksv1.Command) error {
 }
 
 // attend does what a command asks for and answers it, or says that it has to wait.
-func (t *task) attend(tx *stream.Tx, c *kept, now time.Time) (done bool, err error) {
+func (t *task) attend(tx *stream.Tx, c *keptCommand, now time.Time) (done bool, err error) {
 	if commandName(c.cmd) == unknownCommand {
 		return true, t.refuse(tx, c.cmd, httpapi.NewProblem(http.StatusBadRequest, "unknown_command", "This version does not know the command."))
 	}

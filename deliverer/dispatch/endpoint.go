@@ -29,9 +29,9 @@ type endpoint struct {
 
 	control *control.Endpoint
 	streak  control.Streak
-	// kept is its health as it is written, nil when it is well; ailing, that it may have changed since.
-	kept   *webhooksv1.EndpointHealth
-	ailing bool
+	// written is its health as it is written, nil when it is well; ailing, that it may have changed since.
+	written *webhooksv1.EndpointHealth
+	ailing  bool
 	// chains are what is in hand in strict order, by group, and floors the order below which nothing of a group is in the
 	// schedule, as far as it is known; pointer picks the group out of an event; successes are those since the last failure.
 	chains    map[uint64]*chain
@@ -222,7 +222,9 @@ func (t *task) forgetIdle(now time.Time) {
 }
 
 // well reports that nothing is or was written of its health, and that control has nothing to remember.
-func (e *endpoint) well(now time.Time) bool { return e.kept == nil && !e.ailing && e.control.Idle(now) }
+func (e *endpoint) well(now time.Time) bool {
+	return e.written == nil && !e.ailing && e.control.Idle(now)
+}
 
 // agenda is a heap of endpoints by the time they are to be looked at.
 type agenda []*endpoint

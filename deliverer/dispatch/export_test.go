@@ -19,7 +19,7 @@ func (d *Dispatcher) Searching() (n int) {
 	d.eachTask(func(t *task) {
 		t.mu.Lock()
 		defer t.mu.Unlock()
-		n += len(t.searching) - len(t.finds)
+		n += len(t.searching) - len(t.searched)
 	})
 	return n
 }

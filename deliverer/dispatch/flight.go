@@ -32,7 +32,7 @@ type flight struct {
 	// delivered is when the delivery was delivered before (Unix ms): it stays so. 0: it was not.
 	delivered int64
 	// test is the command of a test; nil for a delivery.
-	test *kept
+	test *keptCommand
 	// order is the offset of the delivery's source record.
 	order int64
 

@@ -29,8 +29,8 @@ type ailment struct {
 	before *webhooksv1.EndpointHealth
 }
 
-// recallHealth learns what the last owner held against endpoints.
-func (t *task) recallHealth(tx *stream.Tx, now time.Time) error {
+// restoreHealth learns what the last owner held against endpoints.
+func (t *task) restoreHealth(tx *stream.Tx, now time.Time) error {
 	return tx.Scan(schemas.EndpointHealth, nil, nil, func(key, value []byte) bool {
 		kept := new(webhooksv1.EndpointHealth)
 		if err := proto.Unmarshal(value, kept); err != nil {
@@ -38,7 +38,7 @@ func (t *task) recallHealth(tx *stream.Tx, now time.Time) error {
 			return true
 		}
 		e := t.endpoint(string(key), kept.GetOrganizationId(), now)
-		e.kept = kept
+		e.written = kept
 		e.control = control.Restore(control.Limits{Concurrency: t.d.cfg.Concurrency}, snapshotOf(kept), now)
 		e.streak = streakOf(kept)
 		t.touch(e, now) // it may have been disabled or deleted since
@@ -58,7 +58,7 @@ func (t *task) felt(f *flight, now time.Time) {
 	case t.d.cfg.DisableAfter > 0:
 		e.streak.Fail(now, f.version, t.d.cfg.DisableAfter)
 	}
-	if !f.result.Success() || e.kept != nil {
+	if !f.result.Success() || e.written != nil {
 		t.ail(e)
 	}
 }
@@ -75,7 +75,7 @@ func (t *task) ail(e *endpoint) {
 func (t *task) forgive(e *endpoint) {
 	e.control.Forget()
 	e.streak = control.Streak{}
-	if e.kept != nil {
+	if e.written != nil {
 		t.ail(e)
 	}
 }
@@ -87,20 +87,20 @@ func (t *task) writeHealth(tx *stream.Tx) error {
 	for i, e := range ailing {
 		e.ailing = false
 		next := e.health()
-		if !worthKeeping(e.kept, next) {
+		if !worthKeeping(e.written, next) {
 			continue
 		}
 		if err := putHealth(tx, e.id, next); err != nil {
 			t.ailing = append(t.ailing, ailing[i+1:]...)
 			return err
 		}
-		if next.GetJudged() && !e.kept.GetJudged() {
+		if next.GetJudged() && !e.written.GetJudged() {
 			if err := t.emitFailing(tx, e); err != nil {
 				return err
 			}
 		}
-		t.ailments = append(t.ailments, ailment{e, e.kept})
-		e.kept = next
+		t.ailments = append(t.ailments, ailment{e, e.written})
+		e.written = next
 	}
 	return nil
 }
@@ -126,7 +126,7 @@ func (t *task) settleHealth(committed bool) {
 			t.reportHealth(a)
 			continue
 		}
-		a.ep.kept = a.before
+		a.ep.written = a.before
 		t.ail(a.ep)
 	}
 	clear(t.ailments)
@@ -134,12 +134,12 @@ func (t *task) settleHealth(committed bool) {
 }
 
 func (t *task) reportHealth(a ailment) {
-	if a.ep.kept.GetJudged() && !a.before.GetJudged() {
+	if a.ep.written.GetJudged() && !a.before.GetJudged() {
 		t.d.metrics.failing.Inc()
 		t.log.Warn("endpoint has done nothing but fail, it is disabled", "org", a.ep.org, "endpoint", a.ep.id,
 			"since", a.ep.streak.Since, "version", a.ep.streak.Version)
 	}
-	was, is := a.before.GetBreakerWaitMs() > 0, a.ep.kept.GetBreakerWaitMs() > 0
+	was, is := a.before.GetBreakerWaitMs() > 0, a.ep.written.GetBreakerWaitMs() > 0
 	switch {
 	case is && !was:
 		t.log.Info("breaker opened", "org", a.ep.org, "endpoint", a.ep.id)

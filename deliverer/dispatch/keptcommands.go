@@ -26,16 +26,17 @@ const (
 	maxKept = 1000
 )
 
-// kept is a command in hand.
-type kept struct {
+// keptCommand is a command in hand.
+type keptCommand struct {
 	at       schedule.Place
 	cmd      *webhooksv1.Command
 	endpoint string
 	// started is of a test: it may be under way.
 	started bool
-	// since is when this owner first saw it, and during the attempt of its delivery that had begun then, if any.
-	since  time.Time
-	during *flight
+	// since is when this owner first saw it.
+	since time.Time
+	// during is the number of the delivery's attempt that had begun by then, 0 for none.
+	during uint32
 	// ended: the open transaction answers it.
 	ended bool
 }
@@ -48,22 +49,22 @@ func tooManyCommands() *httpapi.Problem {
 }
 
 // isKept reports that a command is in the schedule, or will be with the open transaction.
-func (t *task) isKept(c *kept) bool { return slices.Contains(t.commands[c.at.Delivery], c) }
+func (t *task) isKept(c *keptCommand) bool { return slices.Contains(t.commands[c.at.Delivery], c) }
 
 // keep puts a command that did not end to the schedule.
-func (t *task) keep(tx *stream.Tx, c *kept) error {
+func (t *task) keep(tx *stream.Tx, c *keptCommand) error {
 	t.commands[c.at.Delivery] = append(t.commands[c.at.Delivery], c)
 	t.keeps++
 	t.brought = append(t.brought, c)
 	return t.putCommand(tx, c)
 }
 
-func (t *task) putCommand(tx *stream.Tx, c *kept) error {
+func (t *task) putCommand(tx *stream.Tx, c *keptCommand) error {
 	return schedule.PutCommand(tx, c.at, &webhooksv1.KeptCommand{Command: c.cmd, Started: c.started})
 }
 
-// recallCommands finds the commands that an earlier owner kept.
-func (t *task) recallCommands(tx *stream.Tx, now time.Time) error {
+// restoreCommands finds the commands that an earlier owner kept.
+func (t *task) restoreCommands(tx *stream.Tx, now time.Time) error {
 	return schedule.ScanCommands(tx, func(at schedule.Place, k *webhooksv1.KeptCommand) {
 		c := newKept(k.GetCommand(), at.Offset, now)
 		c.started = k.GetStarted()
@@ -89,7 +90,7 @@ func (t *task) askAgain(delivery string, now time.Time) {
 
 // attendCommands goes on with the commands that wait for a search, and with those that are asked for.
 func (t *task) attendCommands(tx *stream.Tx, now time.Time) error {
-	t.takeFound()
+	t.takeSearched()
 	// Who is next in line may need no search any more: as many are taken as find a place.
 	for len(t.searching) < maxSearches && len(t.toSearch.order) > 0 {
 		if err := t.attendDeliveries(tx, t.toSearch.take(maxSearches-len(t.searching)), now); err != nil {
@@ -122,7 +123,7 @@ func (t *task) attendDeliveries(tx *stream.Tx, deliveries []string, now time.Tim
 }
 
 // waitingFor are the commands on a delivery that the open transaction has not ended.
-func (t *task) waitingFor(delivery string) (waiting []*kept) {
+func (t *task) waitingFor(delivery string) (waiting []*keptCommand) {
 	for _, c := range t.commands[delivery] {
 		if !c.ended {
 			waiting = append(waiting, c)
@@ -133,7 +134,7 @@ func (t *task) waitingFor(delivery string) (waiting []*kept) {
 
 // waitingForAttempt are those of them that an attempt of the delivery answers, now that it has ended. The rest, and what else
 // stands under its id and is refused, is attended to afterwards.
-func (t *task) waitingForAttempt(f *flight) (answered []*kept) {
+func (t *task) waitingForAttempt(f *flight) (answered []*keptCommand) {
 	for _, c := range t.waitingFor(f.id) {
 		if c.cmd.GetTestEndpoint() != nil || !t.concerns(c, f) {
 			continue
@@ -147,10 +148,12 @@ func (t *task) waitingForAttempt(f *flight) (answered []*kept) {
 }
 
 // asksForMore reports that a command is a retry that came when the attempt had begun.
-func (c *kept) asksForMore(f *flight) bool { return c.cmd.GetRetryDelivery() != nil && c.during == f }
+func (c *keptCommand) asksForMore(f *flight) bool {
+	return c.cmd.GetRetryDelivery() != nil && c.during == f.number
+}
 
 // endCommand lets go of a kept command that was answered.
-func (t *task) endCommand(tx *stream.Tx, c *kept) {
+func (t *task) endCommand(tx *stream.Tx, c *keptCommand) {
 	c.ended = true
 	t.ended = append(t.ended, c)
 	schedule.RemoveCommand(tx, c.at)
@@ -167,7 +170,7 @@ func (t *task) settleCommands(committed bool) {
 	}
 	t.keeps -= len(gone)
 	for _, c := range gone {
-		list := slices.DeleteFunc(t.commands[c.at.Delivery], func(other *kept) bool { return other == c })
+		list := slices.DeleteFunc(t.commands[c.at.Delivery], func(other *keptCommand) bool { return other == c })
 		if t.commands[c.at.Delivery] = list; len(list) == 0 {
 			delete(t.commands, c.at.Delivery)
 			delete(t.archived, c.at.Delivery) // nobody looks to it that it stays true
@@ -190,7 +193,7 @@ func (t *task) settleCommands(committed bool) {
 }
 
 // toCome reports that the delivery may still come in by its own record: it is before the command's on the input.
-func (t *task) toCome(c *kept) bool {
+func (t *task) toCome(c *keptCommand) bool {
 	if t.part.Next() <= c.at.Offset {
 		return true
 	}
@@ -207,8 +210,8 @@ func (t *task) toCome(c *kept) bool {
 // maxSearches bounds the deliveries of a partition that are looked for in the record at a time.
 const maxSearches = 16
 
-// found is what the record has of a delivery.
-type found struct {
+// archivedDelivery is what the record has of a delivery.
+type archivedDelivery struct {
 	delivery string
 	*archive.Delivery
 	err error
@@ -216,7 +219,7 @@ type found struct {
 
 // search looks for a delivery in the record, beside the loop; what is found asks for its commands. A command that is not
 // kept yet asks again when it is.
-func (t *task) search(c *kept) {
+func (t *task) search(c *keptCommand) {
 	delivery := c.at.Delivery
 	switch {
 	case t.searching[delivery] || !t.isKept(c):
@@ -231,21 +234,21 @@ func (t *task) search(c *kept) {
 		d, err := t.d.deps.Archive.Find(t.part.Context(), t.part.ID(), org, delivery)
 		t.mu.Lock()
 		defer t.mu.Unlock()
-		t.finds = append(t.finds, found{delivery, d, err})
+		t.searched = append(t.searched, archivedDelivery{delivery, d, err})
 		t.part.Wake()
 	})
 }
 
-// takeFound takes down what searches have found.
-func (t *task) takeFound() {
-	for _, f := range t.finds {
+// takeSearched takes down what searches have found.
+func (t *task) takeSearched() {
+	for _, f := range t.searched {
 		delete(t.searching, f.delivery)
 		if len(t.commands[f.delivery]) > 0 {
 			t.archived[f.delivery] = f
 			t.ask(f.delivery)
 		}
 	}
-	t.finds = nil
+	t.searched = nil
 }
 
 // deliveryOf is a delivery's row as it is answered.
@@ -259,7 +262,7 @@ func deliveryOf(row *webhooksv1.DeliveryRow) *webhooksv1.CommandOutcome {
 }
 
 // answerWaiting answers the commands that waited for an attempt of the delivery, with what came of it.
-func (t *task) answerWaiting(tx *stream.Tx, waiting []*kept, row *webhooksv1.DeliveryRow, success bool) error {
+func (t *task) answerWaiting(tx *stream.Tx, waiting []*keptCommand, row *webhooksv1.DeliveryRow, success bool) error {
 	for _, c := range waiting {
 		var err error
 		if c.cmd.GetCancelDelivery() != nil && success {

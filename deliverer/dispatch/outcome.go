@@ -124,7 +124,7 @@ func (t *task) conclude(tx *stream.Tx, f *flight) error {
 
 // overrule lets the commands that waited for an attempt which failed decide what comes of it; the last one holds. again says
 // that another attempt was asked for.
-func (f *flight) overrule(waiting []*kept) (again bool) {
+func (f *flight) overrule(waiting []*keptCommand) (again bool) {
 	if f.result.Success() {
 		return false
 	}

@@ -79,7 +79,7 @@ func (t *task) changeReplay(tx *stream.Tx, cmd *webhooksv1.Command) error {
 
 // knowWaiting makes sure that what an earlier owner left is known: after an abort it is found again.
 func (t *task) knowWaiting(tx *stream.Tx) error {
-	if t.found {
+	if t.knowsWaiting {
 		return nil
 	}
 	return t.findWaiting(tx, tx.Now())

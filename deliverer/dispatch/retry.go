@@ -35,7 +35,7 @@ func isTest() *httpapi.Problem {
 //	in the queue       its next attempt is the one that is asked for
 //	being attempted    waits: if the attempt fails the next is due at once; if it delivers, that is an end as any other
 //	ended              waits until it is found in the record, and goes back to the schedule, due now
-func (t *task) retry(tx *stream.Tx, c *kept, now time.Time) (done bool, err error) {
+func (t *task) retry(tx *stream.Tx, c *keptCommand, now time.Time) (done bool, err error) {
 	f := t.flights[c.at.Delivery]
 	switch {
 	case f == nil:
@@ -66,7 +66,7 @@ func (t *task) retry(tx *stream.Tx, c *kept, now time.Time) (done bool, err erro
 }
 
 // retryFromRest retries a delivery that is not in hand.
-func (t *task) retryFromRest(tx *stream.Tx, c *kept, now time.Time) (done bool, err error) {
+func (t *task) retryFromRest(tx *stream.Tx, c *keptCommand, now time.Time) (done bool, err error) {
 	state, err := schedule.State(tx, c.at.Delivery)
 	if err != nil {
 		return false, err
@@ -101,13 +101,13 @@ func (t *task) retryFromRest(tx *stream.Tx, c *kept, now time.Time) (done bool, 
 }
 
 // concerns reports that a delivery is the one that the command means.
-func (t *task) concerns(c *kept, f *flight) bool {
+func (t *task) concerns(c *keptCommand, f *flight) bool {
 	return f.ep.id == c.endpoint && f.event.GetOrganizationId() == c.cmd.GetOrganizationId()
 }
 
 // dueNow makes a waiting delivery due, unless it is behind another, and answers the command. One that was asked for already,
 // and not begun, is the same.
-func (t *task) dueNow(tx *stream.Tx, c *kept, f *flight, before *webhooksv1.WaitingState, now time.Time) (*webhooksv1.WaitingState, error) {
+func (t *task) dueNow(tx *stream.Tx, c *keptCommand, f *flight, before *webhooksv1.WaitingState, now time.Time) (*webhooksv1.WaitingState, error) {
 	s := proto.CloneOf(before)
 	asked := before.GetManual().GetNext() && before.GetScheduleStep() == 0
 	if !asked {
@@ -156,7 +156,7 @@ func (t *task) takeAtOnce(tx *stream.Tx, e *endpoint, delivery string, s *webhoo
 
 // revive puts a delivery that ended back to the schedule. Its rows are all in what was found (package archive), and none
 // was written since: the delivery was in nobody's hand.
-func (t *task) revive(tx *stream.Tx, c *kept, known found, now time.Time) (done bool, err error) {
+func (t *task) revive(tx *stream.Tx, c *keptCommand, known archivedDelivery, now time.Time) (done bool, err error) {
 	if known.err != nil && !errors.Is(known.err, archive.ErrNotFound) {
 		return false, nil // the partition is given up
 	}
@@ -192,16 +192,16 @@ func (t *task) revive(tx *stream.Tx, c *kept, known found, now time.Time) (done 
 	return true, t.takeAtOnce(tx, e, f.id, s, now)
 }
 
-func (f found) row() *webhooksv1.DeliveryRow {
-	if f.Delivery == nil {
+func (a archivedDelivery) row() *webhooksv1.DeliveryRow {
+	if a.Delivery == nil {
 		return nil
 	}
-	return f.Row
+	return a.Row
 }
 
 // cancel ends the waiting of a delivery. One that is being attempted ends with the attempt, delivered or not; so does one
 // whose attempt an earlier owner may have begun: that one must have its row, so it is made again, when the endpoint takes it.
-func (t *task) cancel(tx *stream.Tx, c *kept, now time.Time) (done bool, err error) {
+func (t *task) cancel(tx *stream.Tx, c *keptCommand, now time.Time) (done bool, err error) {
 	f := t.flights[c.at.Delivery]
 	switch {
 	case f == nil:
@@ -222,7 +222,7 @@ func (t *task) cancel(tx *stream.Tx, c *kept, now time.Time) (done bool, err err
 	return true, t.endCanceled(tx, c, f, now)
 }
 
-func (t *task) cancelFromRest(tx *stream.Tx, c *kept, now time.Time) (done bool, err error) {
+func (t *task) cancelFromRest(tx *stream.Tx, c *keptCommand, now time.Time) (done bool, err error) {
 	state, err := schedule.State(tx, c.at.Delivery)
 	if err != nil {
 		return false, err
@@ -250,7 +250,7 @@ func (t *task) cancelFromRest(tx *stream.Tx, c *kept, now time.Time) (done bool,
 	return true, t.endCanceled(tx, c, f, now)
 }
 
-func (t *task) endCanceled(tx *stream.Tx, c *kept, f *flight, now time.Time) error {
+func (t *task) endCanceled(tx *stream.Tx, c *keptCommand, f *flight, now time.Time) error {
 	if err := t.end(tx, f, reasonCanceled, now); err != nil {
 		return err
 	}

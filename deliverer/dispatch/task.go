@@ -49,10 +49,10 @@ type task struct {
 	asideAt time.Time
 	// results are attempts that have ended and are not durable yet.
 	results []*flight
-	// found tells that the endpoints with waiting deliveries are known.
-	found  bool
-	swept  time.Time
-	census census
+	// knowsWaiting: the endpoints with waiting deliveries are known.
+	knowsWaiting bool
+	swept        time.Time
+	census       census
 	// began is the time of the first call; ailing are the endpoints whose health may have changed since it was written.
 	began  time.Time
 	ailing []*endpoint
@@ -71,17 +71,17 @@ type task struct {
 
 	// commands are those that are kept, by delivery, and keeps their number; asked, the deliveries whose commands are to be
 	// looked at.
-	commands map[string][]*kept
+	commands map[string][]*keptCommand
 	keeps    int
 	asked    []string
-	// searching are the deliveries that are looked for in the record, toSearch those that have to wait for that; finds is what
+	// searching are the deliveries that are looked for in the record, toSearch those that have to wait for that; searched is what
 	// came of it, and archived what of that is to be used.
 	searching map[string]bool
 	toSearch  *line
-	finds     []found
-	archived  map[string]found
+	searched  []archivedDelivery
+	archived  map[string]archivedDelivery
 	// Of the open transaction: commands that it brought, and ended.
-	brought, ended []*kept
+	brought, ended []*keptCommand
 	lifted         []*flight    // taken by replays, to be sent once that is durable
 	behind         []*replaying // changed and not written
 	told           []func()     // what the log and the metrics say of replays once it is durable
@@ -95,7 +95,7 @@ func newTask(d *Dispatcher, p *stream.Partition) *task {
 	return &task{
 		d: d, part: p, log: d.deps.Log.With("partition", p.ID()),
 		endpoints: map[string]*endpoint{}, flights: map[string]*flight{},
-		commands: map[string][]*kept{}, searching: map[string]bool{}, toSearch: newLine(), archived: map[string]found{},
+		commands: map[string][]*keptCommand{}, searching: map[string]bool{}, toSearch: newLine(), archived: map[string]archivedDelivery{},
 	}
 }
 
@@ -105,10 +105,10 @@ func (t *task) begin(tx *stream.Tx, now time.Time) error {
 		return nil
 	}
 	t.began = now
-	if err := t.recallHealth(tx, now); err != nil {
+	if err := t.restoreHealth(tx, now); err != nil {
 		return err
 	}
-	return t.recallCommands(tx, now)
+	return t.restoreCommands(tx, now)
 }
 
 // Process takes the deliveries of one event, or a command.
@@ -168,7 +168,7 @@ func (t *task) Advance(tx *stream.Tx, now time.Time) error {
 	if err := t.begin(tx, now); err != nil {
 		return err
 	}
-	if !t.found {
+	if !t.knowsWaiting {
 		if err := t.findWaiting(tx, now); err != nil {
 			return err
 		}
@@ -368,7 +368,7 @@ func (t *task) aborted() {
 	for _, e := range t.endpoints {
 		e.head, e.floors = time.Time{}, nil
 	}
-	t.found = false
+	t.knowsWaiting = false
 	t.part.Wake()
 }
 

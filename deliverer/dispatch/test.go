@@ -33,7 +33,7 @@ const (
 )
 
 // test takes a test into hand.
-func (t *task) test(tx *stream.Tx, c *kept, now time.Time) (done bool, err error) {
+func (t *task) test(tx *stream.Tx, c *keptCommand, now time.Time) (done bool, err error) {
 	if t.flights[c.at.Delivery] != nil {
 		return false, nil // concludeTest goes on with it
 	}
@@ -79,7 +79,7 @@ func (t *task) testsOf(e *endpoint) int {
 }
 
 // newTest makes the flight of a test.
-func (t *task) newTest(c *kept, e *endpoint, now time.Time) *flight {
+func (t *task) newTest(c *keptCommand, e *endpoint, now time.Time) *flight {
 	asked, org := c.cmd.GetTestEndpoint(), c.cmd.GetOrganizationId()
 	event := &cloudevent.Event{
 		ID: id.Derive(id.Event, "test", c.at.Delivery), Type: asked.GetEventType(), Source: eventSource, Subject: e.id,

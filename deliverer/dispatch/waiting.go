@@ -10,7 +10,7 @@ import (
 
 // findWaiting learns for which endpoints something waits, and from when.
 func (t *task) findWaiting(tx *stream.Tx, now time.Time) error {
-	t.found = true
+	t.knowsWaiting = true
 	if err := t.findReplays(tx, now); err != nil {
 		return err
 	}
