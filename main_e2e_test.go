@@ -38,7 +38,7 @@ func TestServicesApart(t *testing.T) {
 	t.Run("an event of an unknown customer takes effect once the customer is connected", func(t *testing.T) { testUnrouted(t, s, sign) })
 	t.Run("a failing receiver is tried again, then given up", func(t *testing.T) { testExhausted(t, s, sign) })
 	t.Run("one that does nothing but fail is disabled, and another endpoint hears of it", func(t *testing.T) { testFailing(t, s, sign) })
-	t.Run("what is held back says why, and until when", func(t *testing.T) { testHeld(t, s, sign) })
+	t.Run("what is held back says until when", func(t *testing.T) { testHeld(t, s, sign) })
 	t.Run("a delivery that ended is retried by hand", func(t *testing.T) { testRetried(t, s, sign) })
 	t.Run("an endpoint is tested", func(t *testing.T) { testTested(t, s) })
 	t.Run("with an order, what comes later waits for what failed", func(t *testing.T) { testOrdered(t, s, sign) })
@@ -284,7 +284,7 @@ func testFailing(t *testing.T, s *apart, sign func([]byte, string) string) {
 	require.Equal(t, "subscription.updated", fails.Wait(t, soon, attempts+1)[attempts].Event(t)["type"])
 }
 
-// testHeld has a delivery held back by an open breaker, then by a pause.
+// testHeld has a delivery held back by an open breaker.
 func testHeld(t *testing.T, s *apart, sign func([]byte, string) string) {
 	org := fmt.Sprintf("held-%x", time.Now().UnixNano())
 	receiver := testenv.NewReceiver(t)
@@ -301,9 +301,9 @@ func testHeld(t *testing.T, s *apart, sign func([]byte, string) string) {
 	testenv.Eventually(t, soon, func() bool {
 		asked := time.Now().Truncate(time.Millisecond)
 		got := s.get(t, path)
-		next, err := time.Parse(time.RFC3339, got["nextAttemptAt"].(string))
-		require.NoError(t, err)
-		return !next.Before(asked)
+		shown, _ := got["nextAttemptAt"].(string)
+		next, err := time.Parse(time.RFC3339, shown)
+		return err == nil && !next.Before(asked)
 	}, "it waits for the breaker's next probe")
 }
 

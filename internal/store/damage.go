@@ -34,15 +34,23 @@ func (d *damage) note(info pebble.DataCorruptionInfo) {
 	d.once.Do(func() {
 		d.what = info.String()
 		d.log.Error("state on disk is damaged; the next start restores it from Kafka", "folder", d.dir, "error", d.what)
-		file, err := d.fs.Create(d.fs.PathJoin(d.dir, damagedFile), vfs.WriteCategoryUnspecified)
-		if err == nil {
-			err = file.Close()
-		}
-		if err != nil {
+		if err := mark(d.dir, d.fs); err != nil {
 			d.log.Error("that could not be noted; delete the folder before the next start", "folder", d.dir, "error", err)
 		}
 		close(d.found)
 	})
+}
+
+// mark says of a folder that it is to be emptied.
+func mark(dir string, fs vfs.FS) error {
+	file, err := fs.Create(fs.PathJoin(dir, damagedFile), vfs.WriteCategoryUnspecified)
+	if err == nil {
+		err = file.Close()
+	}
+	if err != nil {
+		return fmt.Errorf("mark the folder as damaged: %w", err)
+	}
+	return nil
 }
 
 // Watch returns when ctx ends, or with an error when something on disk is found damaged while the database is open. What

@@ -16,6 +16,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -97,7 +98,8 @@ func open(dir string, fs vfs.FS, opts Options, log *slog.Logger) (*DB, error) {
 	if err != nil {
 		return nil, fmt.Errorf("lock state folder %s: %w", dir, err)
 	}
-	if _, marked := fs.Stat(fs.PathJoin(dir, damagedFile)); marked == nil {
+	if _, err := fs.Stat(fs.PathJoin(dir, damagedFile)); err == nil {
+		log.Warn("state on disk was found damaged; it is restored from Kafka", "folder", dir)
 		if err := empty(dir, fs); err != nil {
 			return nil, errors.Join(fmt.Errorf("empty damaged state in %s: %w", dir, err), lock.Close())
 		}
@@ -130,16 +132,18 @@ func damaged(err error) bool {
 		err != nil && strings.Contains(err.Error(), "object size mismatch") // a file that was cut, which Pebble does not mark as damage
 }
 
-// empty deletes what is in a folder but the lock that is held on it.
+// empty deletes what is in a folder but the lock that is held on it. The mark goes last: a folder that is left half empty must
+// not be taken for a database with less in it.
 func empty(dir string, fs vfs.FS) error {
+	if err := mark(dir, fs); err != nil {
+		return err
+	}
 	names, err := fs.List(dir)
 	if err != nil {
 		return fmt.Errorf("list: %w", err)
 	}
+	names = append(slices.DeleteFunc(names, func(name string) bool { return name == lockFile || name == damagedFile }), damagedFile)
 	for _, name := range names {
-		if name == lockFile {
-			continue
-		}
 		if err := fs.RemoveAll(fs.PathJoin(dir, name)); err != nil {
 			return fmt.Errorf("empty the folder: %w", err)
 		}

@@ -72,7 +72,7 @@ func newMetrics(reg prometheus.Registerer, group string, lag func() int64, waite
 		Name: "webhooks_stream_lag_records", Help: "Input records that wait, over the partitions owned here.",
 	}, func() float64 { return float64(lag()) }), prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "webhooks_stream_lag_seconds",
-		Help: "For how long the oldest input record that waits has waited, over the partitions owned here; at most, while it has not been read.",
+		Help: "For how long the oldest input record that waits has waited, over the partitions owned here; until it has been read, for how long the partition has been.",
 	}, func() float64 { return waited().Seconds() }))
 	return m
 }
