@@ -16,8 +16,8 @@ import (
 // Report is what a run has shown.
 type Report struct {
 	Seed uint64
-	// KillsOnly as in Config.
-	KillsOnly bool
+	// KillsOnly as in Config; Compared says that Peace and Fire were to be.
+	KillsOnly, Compared bool
 	fire.Counts
 	// RowKills and RowFreezes are ClickHouse's.
 	RowKills, RowFreezes int
@@ -50,7 +50,7 @@ func (r *Report) Equal() bool { return r.count == 0 }
 
 // Missed tells of the bars that were missed.
 func (r *Report) Missed() []string {
-	missed := fire.Bars(r.Peace, r.Fire, r.P99(), r.KillsOnly)
+	missed := fire.Measured{Compared: r.Compared, Peace: r.Peace, Fire: r.Fire, P99: r.P99(), KillsOnly: r.KillsOnly}.Missed()
 	if !r.flat() {
 		missed = append(missed, fmt.Sprintf("memory grows while ClickHouse is away: from %.0f MiB to %.0f", r.Held, r.HeldAway))
 	}

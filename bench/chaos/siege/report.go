@@ -18,8 +18,8 @@ import (
 // Report is what a run has shown.
 type Report struct {
 	Seed uint64
-	// KillsOnly as in Config.
-	KillsOnly bool
+	// KillsOnly as in Config; Compared says that Peace and Fire were to be.
+	KillsOnly, Compared bool
 	fire.Counts
 	// InTimer is how many of the freezes met the output of a timer in the open transaction.
 	InTimer int
@@ -42,7 +42,9 @@ type Report struct {
 func (r *Report) Equal() bool { return r.count == 0 }
 
 // Missed tells of the bars that were missed.
-func (r *Report) Missed() []string { return fire.Bars(r.Peace, r.Fire, r.P99, r.KillsOnly) }
+func (r *Report) Missed() []string {
+	return fire.Measured{Compared: r.Compared, Peace: r.Peace, Fire: r.Fire, P99: r.P99, KillsOnly: r.KillsOnly}.Missed()
+}
 
 // Print writes the report.
 func (r *Report) Print(out io.Writer) {
