@@ -69,9 +69,8 @@ func (w *writes) startOrganizations() {
 func (w *writes) startAccounts() {
 	w.t.Helper()
 	accounts, err := routing.New(routing.Config{
-		Handles: func(string, string) bool { return true }, Subscription: billing.SubscriptionOf,
-	},
-		slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+		Handles: func(string, string) bool { return true }, Subscription: billing.SubscriptionOf, Settled: billing.SettledBy,
+	}, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
 	require.NoError(w.t, err)
 	w.stopAccounts = w.own(accounts.Spec())
 }

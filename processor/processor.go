@@ -176,7 +176,7 @@ func newAlerts(cfg Config, deps Deps) ([]part, error) {
 
 // newSpecs makes the task groups, in the order that events flow.
 func newSpecs(cfg Config, deps Deps) ([]stream.Spec, error) {
-	router, err := routing.New(routing.Config{Handles: handles, Subscription: billing.SubscriptionOf}, deps.Log, deps.Registerer)
+	router, err := routing.New(routing.Config{Handles: handles, Subscription: billing.SubscriptionOf, Settled: billing.SettledBy}, deps.Log, deps.Registerer)
 	if err != nil {
 		return nil, err
 	}

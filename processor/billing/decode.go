@@ -152,7 +152,7 @@ func (r *reader) amount(v jsonscan.Value) *int64 {
 	return &n
 }
 
-// items reads the items of a subscription and its period. None is for priced to judge, but what is not a list of items is not none.
+// items reads the items of a subscription and its period. An empty list is judged by priced; items that are no list are a bad field.
 // Of the items' periods the latest counts: access lasts until the last of them ends. A subscription from before items had
 // periods has one of its own, and one from before there were items has a price or plan of its own.
 func (r *reader) items(s *webhooksv1.Subscription, v []jsonscan.Value) {

@@ -5,6 +5,8 @@ import (
 	"hash/fnv"
 	"slices"
 
+	"github.com/betterdata/webhooks/processor/plans"
+	"github.com/betterdata/webhooks/schemas"
 	webhooksv1 "github.com/betterdata/webhooks/schemas/webhooks/v1"
 )
 
@@ -69,6 +71,28 @@ func settle(record *webhooksv1.BillingRecord, invoice uint64, at int64) (changed
 		return changed, changed
 	}
 	return noteSettled(record, invoice, at), false
+}
+
+// settling are the types of events that settle an invoice.
+var settling = []string{InvoicePaid, InvoiceVoided, InvoiceUncollectible}
+
+// SettledBy is the invoice that an event settles, and when; "" where it settles none. id is Stripe's of the event.
+func SettledBy(source, eventType, id string, body []byte) (invoice string, unixMS int64) {
+	e := Event{ID: id, Type: eventType}
+	if source != schemas.SourceStripe || !slices.Contains(settling, eventType) || Decode(body, &e) != Usable {
+		return "", 0
+	}
+	return e.Invoice.ID, e.CreatedUnixMS
+}
+
+// Settle notes that an invoice was settled by an event that another organization has. Its failure may have come here, or come yet.
+func Settle(s State, organization, invoice string, unixMS int64, p *plans.Plans) (r Result) {
+	r.State = s
+	if r.State.Record == nil {
+		r.State.Record = &webhooksv1.BillingRecord{OrganizationId: organization, Plan: p.Default.Name}
+	}
+	r.RecordChanged, _ = settle(r.State.Record, invoiceHash(invoice), unixMS)
+	return r
 }
 
 func noteSettled(record *webhooksv1.BillingRecord, invoice uint64, at int64) (changed bool) {

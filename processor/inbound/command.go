@@ -33,6 +33,8 @@ func (t *task) command(tx *stream.Tx, e *event) (result, error) {
 		return t.releaseSubscription(tx, e, cmd, action.ReleaseSubscription)
 	case *webhooksv1.Command_AdoptSubscription:
 		return t.adoptSubscription(tx, e, cmd, action.AdoptSubscription)
+	case *webhooksv1.Command_SettleInvoice:
+		return t.settleInvoice(tx, e, cmd, action.SettleInvoice)
 	case *webhooksv1.Command_ConcludeCommand:
 		return t.conclude(tx, e, cmd, action.ConcludeCommand)
 	}

@@ -48,7 +48,7 @@ func newWorld(t streamtest.TB) *world {
 	log := slog.New(slog.DiscardHandler)
 	router, err := accounts.New(accounts.Config{
 		Handles:      func(_, eventType string) bool { return billing.Handles(eventType) },
-		Subscription: billing.SubscriptionOf,
+		Subscription: billing.SubscriptionOf, Settled: billing.SettledBy,
 	}, log, prometheus.NewRegistry())
 	require.NoError(t, err)
 	w := &world{

@@ -70,7 +70,9 @@ func TestWhoKeepsALearntAccountKeepsWhatItHas(t *testing.T) {
 	before := w.record("org_a")
 	w.learn("org_b")
 	w.settle()
-	require.True(t, proto.Equal(before, w.record("org_a")))
+	after := w.record("org_a")
+	after.SettledInvoices, after.SettledUnixMs = nil, nil // it is told of them
+	require.True(t, proto.Equal(before, after))
 	require.Equal(t, []string{"org_a"}, w.holders())
 }
 
@@ -86,6 +88,36 @@ func TestAnInvoiceThatWasSettledBeforeTheAccountWasLearntAnewOpensNothing(t *tes
 	failed := w.record("org_b").FailedInvoices
 	require.Len(t, failed, 1)
 	require.NotZero(t, failed[0].EndedUnixMs)
+}
+
+func TestAnInvoiceIsSettledByWhatComesToAnotherOrganization(t *testing.T) {
+	for name, c := range map[string]struct {
+		failure string // whom it names
+		last    bool
+	}{
+		"the failure names the first": {failure: "org_a"},
+		"the failure names nobody":    {},
+		"the failure comes last":      {failure: "org_a", last: true},
+	} {
+		for _, settles := range []string{billing.InvoicePaid, billing.InvoiceVoided, billing.InvoiceUncollectible} {
+			t.Run(name+", "+settles, func(t *testing.T) {
+				w := newWorld(t)
+				w.send(naming(w.event(billing.SubscriptionCreated), "org_a"), 0)
+				w.settle()
+				events := []*kgo.Record{naming(w.event(billing.PaymentFailed), c.failure), naming(w.event(settles), "org_b")}
+				if c.last {
+					slices.Reverse(events)
+				}
+				for _, e := range events {
+					w.send(e, 0)
+					w.settle()
+				}
+				invoices := w.record("org_a").FailedInvoices
+				require.Len(t, invoices, 1)
+				require.NotZero(t, invoices[0].EndedUnixMs)
+			})
+		}
+	}
 }
 
 // The edge has not seen that the account is shared.

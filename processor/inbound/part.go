@@ -7,8 +7,8 @@ import (
 	webhooksv1 "github.com/betterdata/webhooks/schemas/webhooks/v1"
 )
 
-// The owner of a shared account tells the organizations that know of it, ahead of a subscription's event, whose the
-// subscription is since. They agree on it by the event's position, whatever comes first where, and pass on to each other
+// The owner of a shared account tells the organizations that know of it, ahead of an event, that the event settles an invoice, or
+// whose a subscription is since. They agree on it by the event's position, whatever comes first where, and pass on to each other
 // what they know. The time of it all is that of who told first, so that it does not depend on who comes to it when.
 
 // maxPassed bounds how often a state is passed on: it goes to where the one before knows the subscription to be, by a newer
@@ -62,6 +62,19 @@ func (t *task) adoptSubscription(tx *stream.Tx, e *event, cmd *webhooksv1.Comman
 	return t.tell(tx, e, word{
 		cause: cmd.Id, from: cmd.OrganizationId, source: a.Source, account: a.Account, at: cmd.IssuedUnixMs, passed: a.Passed,
 	}, &joined)
+}
+
+// settleInvoice takes the news that an invoice was settled by an event of another organization.
+func (t *task) settleInvoice(tx *stream.Tx, e *event, cmd *webhooksv1.Command, s *webhooksv1.SettleInvoice) (result, error) {
+	if s.InvoiceId == "" {
+		return t.bury(tx, e, reasonCommand), nil
+	}
+	state, err := stateOf(tx, cmd.OrganizationId)
+	if err != nil {
+		return 0, err
+	}
+	settled := billing.Settle(state, cmd.OrganizationId, s.InvoiceId, s.SettledUnixMs, t.cfg.Plans)
+	return t.tell(tx, e, word{from: cmd.OrganizationId}, &settled)
 }
 
 func toldOf(cmd *webhooksv1.Command, account string) billing.Move {

@@ -22,8 +22,8 @@ const (
 	introduced
 )
 
-// direct says whom the next event of a connected account is for, and lets the others know whose its subscription is. It is ""
-// where the event has to wait, for the account is handed over first. order is as in part.
+// direct says whom the next event of a connected account is for, and lets the others know what concerns them. It is "" where
+// the event has to wait, for the account is handed over first. order is as in part.
 //
 // What was made by API has all events. Of what was learnt, those that name an organization are that one's. A newer one than the
 // one that taught the account teaches it anew; an older one, or one that is sent again, does not, so that who has those that
@@ -35,8 +35,8 @@ func (u unit) direct(e *event, connection *webhooksv1.Connection, holders *webho
 	}
 	switch {
 	case org == connection.OrganizationId:
-		// Edges send what names who is connected past us, unless the account is shared.
-		if newer && len(holders.KeeperOrganizationIds) > 0 {
+		// Unless the account is shared, edges send events that name the connected organization directly to it, not through us.
+		if newer {
 			taught(connection, e)
 			if err := u.put(schemas.Connections, e.key(), connection); err != nil {
 				return "", err

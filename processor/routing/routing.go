@@ -20,7 +20,7 @@
 // what it has, for the account may pay for both. From then on it is shared: events go to the organization that they name,
 // those that name nobody to the one that the newest names; all go by the router, and a connection made by API takes the account
 // from everybody who keeps something of it. Whoever else is named, by an older event or one that is sent again, is told
-// first what is known. Ahead of a subscription's event the others hear whose the subscription is since.
+// first what is known. Ahead of an event the others hear that it settles an invoice, or whose its subscription is since.
 //
 // A command with an Idempotency-Key comes from its organization's owner, and what became of it goes back there.
 //
@@ -53,6 +53,8 @@ type Config struct {
 	// Subscription is the id of the subscription that an event is about, and where the event has its place among those of it; ""
 	// for an event of none. id is the source's of the event.
 	Subscription func(source, eventType, id string, body []byte) (string, *webhooksv1.SubscriptionPosition)
+	// Settled is the invoice that an event settles, and when; "" where it settles none.
+	Settled func(source, eventType, id string, body []byte) (invoice string, unixMS int64)
 }
 
 // Router makes the group's tasks.
@@ -64,8 +66,8 @@ type Router struct {
 
 // New makes a Router.
 func New(cfg Config, log *slog.Logger, reg prometheus.Registerer) (*Router, error) {
-	if cfg.Handles == nil || cfg.Subscription == nil {
-		return nil, fmt.Errorf("router: Handles and Subscription are required")
+	if cfg.Handles == nil || cfg.Subscription == nil || cfg.Settled == nil {
+		return nil, fmt.Errorf("router: Handles, Subscription and Settled are required")
 	}
 	return &Router{cfg: cfg, log: log, metrics: newMetrics(reg)}, nil
 }

@@ -40,6 +40,10 @@ func newWorld(t *testing.T) *world {
 			_, subscription, _ := bytes.Cut(body, []byte("of "))
 			return string(subscription), &webhooksv1.SubscriptionPosition{EventId: id}
 		},
+		Settled: func(_, _, _ string, body []byte) (string, int64) {
+			_, invoice, _ := bytes.Cut(body, []byte("settles "))
+			return string(invoice), 7
+		},
 	}, slog.New(slog.DiscardHandler), reg)
 	require.NoError(t, err)
 	return &world{Harness: streamtest.New(t, router.Spec()), t: t, reg: reg}

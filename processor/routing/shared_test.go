@@ -110,6 +110,7 @@ func TestOnlyANewerEventTeaches(t *testing.T) {
 		"there and back, sent again":   {[]string{"evt_3", "evt_5", "evt_7", "evt_5"}, "org_1"},
 		"the newest first":             {[]string{"evt_7", "evt_5", "evt_3"}, "org_1"},
 		"an older one behind a shared": {[]string{"evt_3", "evt_5", "evt_7", "evt_3", "evt_5"}, "org_1"},
+		"the newest before the middle": {[]string{"evt_3", "evt_7", "evt_5"}, "org_1"},
 		"a newer one of the same":      {[]string{"evt_5", "evt_3", "evt_7", "evt_5"}, "org_1"},
 	} {
 		for way, between := range map[string]func(*world, streamtest.Outputs) streamtest.Outputs{
@@ -245,7 +246,15 @@ func of(subscription, sourceID, named string) *kgo.Record {
 	return r
 }
 
-// partings lists what goes to organizations of subscriptions and of their events, in order: "org: sub_1 is other's since evt_1".
+// settling is an event that settles an invoice.
+func settling(invoice, sourceID, named string) *kgo.Record {
+	r := event(sourceID, "cus_1", handled, named)
+	r.Value = []byte("settles " + invoice)
+	return r
+}
+
+// partings lists what goes to organizations of subscriptions, invoices and their events, in order: "org: sub_1 is other's since
+// evt_1", "org: in_1 is settled".
 func (w *world) partings(out streamtest.Outputs) []string {
 	w.t.Helper()
 	var all []string
@@ -256,6 +265,9 @@ func (w *world) partings(out streamtest.Outputs) []string {
 		} else if require.NoError(w.t, proto.Unmarshal(r.Value, cmd)); cmd.GetReleaseSubscription() != nil {
 			r := cmd.GetReleaseSubscription()
 			all = append(all, fmt.Sprintf("%s: %s is %s's since %s", cmd.OrganizationId, r.SubscriptionId, r.ToOrganizationId, r.Position.EventId))
+		} else if s := cmd.GetSettleInvoice(); s != nil {
+			require.EqualValues(w.t, 7, s.SettledUnixMs)
+			all = append(all, fmt.Sprintf("%s: %s is settled", cmd.OrganizationId, s.InvoiceId))
 		}
 	}
 	return all
@@ -274,6 +286,15 @@ func TestWhoSharesAnAccountIsToldWhoseASubscriptionIsAheadOfItsEvent(t *testing.
 		"org_1: sub_1 is org_3's since evt_6", "org_2: sub_1 is org_3's since evt_6", "org_3 evt_6",
 		"org_1: sub_2 is org_3's since evt_7", "org_2: sub_2 is org_3's since evt_7", "org_3 evt_7",
 	}, w.partings(w.handOver(held)))
+}
+
+// The failure may have come to any of them.
+func TestWhoSharesAnAccountIsToldOfInvoicesThatAreSettled(t *testing.T) {
+	w := sharing(t)
+	require.Equal(t, []string{"org_1: in_1 is settled", "org_2 evt_3"}, w.partings(w.Process(settling("in_1", "evt_3", ""))))
+	require.Equal(t, []string{"org_2: in_1 is settled", "org_1 evt_1"}, w.partings(w.Process(settling("in_1", "evt_1", "org_1"))))
+	w = newWorld(t)
+	require.Equal(t, []string{"org_1 evt_1"}, w.partings(w.Process(settling("in_1", "evt_1", "org_1"))))
 }
 
 func TestNobodyIsToldOfSubscriptionsWhoseAccountIsNotShared(t *testing.T) {

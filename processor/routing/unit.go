@@ -62,8 +62,7 @@ func (u unit) event(in *kgo.Record, e *event) error {
 	return u.keep(in, e)
 }
 
-// connected forwards a straggler, or holds it while earlier ones are being handed on. What was learnt is learnt anew
-// from an event that names another organization; what was made by API is not.
+// connected forwards a straggler to whom direct says, or holds it while earlier ones are being handed on.
 func (u unit) connected(in *kgo.Record, e *event, connection *webhooksv1.Connection) error {
 	live, err := u.get(schemas.Routes, e.key(), &webhooksv1.Route{})
 	if err != nil {

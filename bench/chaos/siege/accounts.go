@@ -41,11 +41,11 @@ type account struct {
 	answers int
 }
 
-// heldBack is an event that waits: its id and the source's, the organization that it names, the subscription that it is of, and when
-// it occurred.
+// heldBack is an event that waits: its id and the source's, the organization that it names, the subscription that it is of, the
+// invoice that it settles, and when it occurred.
 type heldBack struct {
-	id, source, named, subscription string
-	occurred                        int64
+	id, source, named, subscription, settles string
+	occurred                                 int64
 }
 
 // apply is one record.
@@ -74,6 +74,7 @@ func (a *account) apply(r *kgo.Record) error {
 	row, named := a.row(header, r), header(schemas.HeaderNamedOrganization)
 	event := heldBack{id: header(schemas.HeaderEventID), source: header(schemas.HeaderID), named: named}
 	event.occurred = cloudevent.Time([]byte(header(schemas.HeaderTime)), time.UnixMilli(0)).UnixMilli()
+	event.settles, _ = billing.SettledBy(schemas.SourceStripe, header(schemas.HeaderType), event.source, r.Value)
 	event.subscription, _ = billing.SubscriptionOf(schemas.SourceStripe, header(schemas.HeaderType), event.source, r.Value)
 	switch {
 	case a.connection != nil:
@@ -118,7 +119,7 @@ func (a *account) waits(e heldBack, order int64) bool {
 	newer := cmp.Or(cmp.Compare(e.occurred, c.TaughtUnixMs), cmp.Compare(e.source, c.TaughtSourceEventId)) > 0
 	switch {
 	case e.named == c.OrganizationId:
-		if newer && len(a.keepers) > 0 {
+		if newer {
 			c.TaughtUnixMs, c.TaughtSourceEventId = e.occurred, e.source
 		}
 		return false
@@ -183,8 +184,12 @@ func (a *account) handOn(order int64) {
 			to = cmp.Or(e.named, to)
 		}
 		for _, other := range append([]string{a.connection.OrganizationId}, a.keepers...) {
-			if e.subscription != "" && len(a.keepers) > 0 && other != to {
+			switch {
+			case len(a.keepers) == 0 || other == to:
+			case e.subscription != "":
 				a.tell(other, fmt.Sprintf("%s of %s is of %s since %s", e.subscription, a.key, to, e.source))
+			case e.settles != "":
+				a.tell(other, fmt.Sprintf("%s of %s is settled", e.settles, a.key))
 			}
 		}
 		a.tell(to, e.id)
@@ -386,6 +391,9 @@ func (j *judge) forwardedTo(org string, inputs []*kgo.Record) (n int) {
 				line += ", and stays"
 			}
 			got = append(got, line)
+		case cmd.GetSettleInvoice() != nil:
+			s := cmd.GetSettleInvoice()
+			got = append(got, fmt.Sprintf("%s of %s is settled", s.InvoiceId, schemas.AccountKey(s.Source, s.Account)))
 		case cmd.GetReleaseSubscription() != nil:
 			r := cmd.GetReleaseSubscription()
 			got = append(got, fmt.Sprintf("%s of %s is of %s since %s", r.SubscriptionId, schemas.AccountKey(r.Source, r.Account),

@@ -85,7 +85,7 @@ func written(t *testing.T, applier *commands.Applier, orgs []*organization) pape
 	t.Helper()
 	l, log := paper{}, slog.New(slog.DiscardHandler)
 	handles := func(_, eventType string) bool { return billing.Handles(eventType) }
-	router, err := routing.New(routing.Config{Handles: handles, Subscription: billing.SubscriptionOf}, log, prometheus.NewRegistry())
+	router, err := routing.New(routing.Config{Handles: handles, Subscription: billing.SubscriptionOf, Settled: billing.SettledBy}, log, prometheus.NewRegistry())
 	require.NoError(t, err)
 	cfg := inbound.Config{Plans: plans.Builtin(), DedupeRetention: dedupeRetention}
 	in, err := inbound.New(cfg, applier, log, prometheus.NewRegistry())
@@ -278,7 +278,7 @@ func TestTheJudgeSeesWhatIsWrong(t *testing.T) {
 // handedOn reports that an input comes from a task and not from the load.
 func handedOn(topic string, r *kgo.Record) bool {
 	if cmd := commandOf(r); cmd != nil {
-		return organizationsOwn(cmd) || cmd.GetAdoptAccount() != nil || cmd.GetReleaseAccount() != nil ||
+		return organizationsOwn(cmd) || cmd.GetAdoptAccount() != nil || cmd.GetReleaseAccount() != nil || cmd.GetSettleInvoice() != nil ||
 			cmd.GetReleaseSubscription() != nil
 	}
 	if topic == schemas.InboundUnrouted || handedOnLetter(r) != nil {

@@ -103,6 +103,10 @@ func (m *model) moved(cmd *webhooksv1.Command) bool {
 		m.remember(cmd, action.RememberEvents)
 	case *webhooksv1.Command_AdoptAccount:
 		m.adopt(cmd, action.AdoptAccount)
+	case *webhooksv1.Command_SettleInvoice:
+		settled := billing.Settle(m.state, m.name, action.SettleInvoice.InvoiceId, action.SettleInvoice.SettledUnixMs, m.plans)
+		m.take(&settled)
+		m.committed()
 	case *webhooksv1.Command_ReleaseSubscription:
 		m.part(cmd, action.ReleaseSubscription)
 	case *webhooksv1.Command_AdoptSubscription:

@@ -52,6 +52,7 @@ type Command struct {
 	//	*Command_AccountAdopted
 	//	*Command_ReleaseSubscription
 	//	*Command_AdoptSubscription
+	//	*Command_SettleInvoice
 	//	*Command_RetryDelivery
 	//	*Command_TestEndpoint
 	//	*Command_CancelDelivery
@@ -267,6 +268,15 @@ func (x *Command) GetAdoptSubscription() *AdoptSubscription {
 	return nil
 }
 
+func (x *Command) GetSettleInvoice() *SettleInvoice {
+	if x != nil {
+		if x, ok := x.Action.(*Command_SettleInvoice); ok {
+			return x.SettleInvoice
+		}
+	}
+	return nil
+}
+
 func (x *Command) GetRetryDelivery() *RetryDelivery {
 	if x != nil {
 		if x, ok := x.Action.(*Command_RetryDelivery); ok {
@@ -372,6 +382,10 @@ type Command_AdoptSubscription struct {
 	AdoptSubscription *AdoptSubscription `protobuf:"bytes,36,opt,name=adopt_subscription,json=adoptSubscription,proto3,oneof"`
 }
 
+type Command_SettleInvoice struct {
+	SettleInvoice *SettleInvoice `protobuf:"bytes,37,opt,name=settle_invoice,json=settleInvoice,proto3,oneof"`
+}
+
 type Command_RetryDelivery struct {
 	RetryDelivery *RetryDelivery `protobuf:"bytes,40,opt,name=retry_delivery,json=retryDelivery,proto3,oneof"`
 }
@@ -419,6 +433,8 @@ func (*Command_AccountAdopted) isCommand_Action() {}
 func (*Command_ReleaseSubscription) isCommand_Action() {}
 
 func (*Command_AdoptSubscription) isCommand_Action() {}
+
+func (*Command_SettleInvoice) isCommand_Action() {}
 
 func (*Command_RetryDelivery) isCommand_Action() {}
 
@@ -1532,6 +1548,77 @@ func (x *AdoptSubscription) GetPassed() uint32 {
 	return 0
 }
 
+// SettleInvoice tells an organization that knows something of a shared account that one of its invoices was paid, voided or marked
+// uncollectible, by an event that another organization gets: the failure may have come here.
+type SettleInvoice struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Source    string                 `protobuf:"bytes,1,opt,name=source,proto3" json:"source,omitempty"`
+	Account   string                 `protobuf:"bytes,2,opt,name=account,proto3" json:"account,omitempty"`
+	InvoiceId string                 `protobuf:"bytes,3,opt,name=invoice_id,json=invoiceId,proto3" json:"invoice_id,omitempty"`
+	// The event's `created`.
+	SettledUnixMs int64 `protobuf:"varint,4,opt,name=settled_unix_ms,json=settledUnixMs,proto3" json:"settled_unix_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SettleInvoice) Reset() {
+	*x = SettleInvoice{}
+	mi := &file_webhooks_v1_command_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SettleInvoice) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SettleInvoice) ProtoMessage() {}
+
+func (x *SettleInvoice) ProtoReflect() protoreflect.Message {
+	mi := &file_webhooks_v1_command_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SettleInvoice.ProtoReflect.Descriptor instead.
+func (*SettleInvoice) Descriptor() ([]byte, []int) {
+	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *SettleInvoice) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+func (x *SettleInvoice) GetAccount() string {
+	if x != nil {
+		return x.Account
+	}
+	return ""
+}
+
+func (x *SettleInvoice) GetInvoiceId() string {
+	if x != nil {
+		return x.InvoiceId
+	}
+	return ""
+}
+
+func (x *SettleInvoice) GetSettledUnixMs() int64 {
+	if x != nil {
+		return x.SettledUnixMs
+	}
+	return 0
+}
+
 // RetryDelivery asks for another attempt of a delivery at once, whatever became of it.
 type RetryDelivery struct {
 	state      protoimpl.MessageState `protogen:"open.v1"`
@@ -1544,7 +1631,7 @@ type RetryDelivery struct {
 
 func (x *RetryDelivery) Reset() {
 	*x = RetryDelivery{}
-	mi := &file_webhooks_v1_command_proto_msgTypes[17]
+	mi := &file_webhooks_v1_command_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1556,7 +1643,7 @@ func (x *RetryDelivery) String() string {
 func (*RetryDelivery) ProtoMessage() {}
 
 func (x *RetryDelivery) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_command_proto_msgTypes[17]
+	mi := &file_webhooks_v1_command_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1569,7 +1656,7 @@ func (x *RetryDelivery) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetryDelivery.ProtoReflect.Descriptor instead.
 func (*RetryDelivery) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{17}
+	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *RetryDelivery) GetDeliveryId() string {
@@ -1603,7 +1690,7 @@ type TestEndpoint struct {
 
 func (x *TestEndpoint) Reset() {
 	*x = TestEndpoint{}
-	mi := &file_webhooks_v1_command_proto_msgTypes[18]
+	mi := &file_webhooks_v1_command_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1615,7 +1702,7 @@ func (x *TestEndpoint) String() string {
 func (*TestEndpoint) ProtoMessage() {}
 
 func (x *TestEndpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_command_proto_msgTypes[18]
+	mi := &file_webhooks_v1_command_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1628,7 +1715,7 @@ func (x *TestEndpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TestEndpoint.ProtoReflect.Descriptor instead.
 func (*TestEndpoint) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{18}
+	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *TestEndpoint) GetEndpointId() string {
@@ -1677,7 +1764,7 @@ type CancelDelivery struct {
 
 func (x *CancelDelivery) Reset() {
 	*x = CancelDelivery{}
-	mi := &file_webhooks_v1_command_proto_msgTypes[19]
+	mi := &file_webhooks_v1_command_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1689,7 +1776,7 @@ func (x *CancelDelivery) String() string {
 func (*CancelDelivery) ProtoMessage() {}
 
 func (x *CancelDelivery) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_command_proto_msgTypes[19]
+	mi := &file_webhooks_v1_command_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1702,7 +1789,7 @@ func (x *CancelDelivery) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelDelivery.ProtoReflect.Descriptor instead.
 func (*CancelDelivery) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{19}
+	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *CancelDelivery) GetDeliveryId() string {
@@ -1729,7 +1816,7 @@ type StartReplay struct {
 
 func (x *StartReplay) Reset() {
 	*x = StartReplay{}
-	mi := &file_webhooks_v1_command_proto_msgTypes[20]
+	mi := &file_webhooks_v1_command_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1741,7 +1828,7 @@ func (x *StartReplay) String() string {
 func (*StartReplay) ProtoMessage() {}
 
 func (x *StartReplay) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_command_proto_msgTypes[20]
+	mi := &file_webhooks_v1_command_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1754,7 +1841,7 @@ func (x *StartReplay) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartReplay.ProtoReflect.Descriptor instead.
 func (*StartReplay) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{20}
+	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *StartReplay) GetReplay() *Replay {
@@ -1778,7 +1865,7 @@ type ChangeReplay struct {
 
 func (x *ChangeReplay) Reset() {
 	*x = ChangeReplay{}
-	mi := &file_webhooks_v1_command_proto_msgTypes[21]
+	mi := &file_webhooks_v1_command_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1790,7 +1877,7 @@ func (x *ChangeReplay) String() string {
 func (*ChangeReplay) ProtoMessage() {}
 
 func (x *ChangeReplay) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_command_proto_msgTypes[21]
+	mi := &file_webhooks_v1_command_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1803,7 +1890,7 @@ func (x *ChangeReplay) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeReplay.ProtoReflect.Descriptor instead.
 func (*ChangeReplay) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{21}
+	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ChangeReplay) GetReplayId() string {
@@ -1840,7 +1927,7 @@ type ConcludeCommand struct {
 
 func (x *ConcludeCommand) Reset() {
 	*x = ConcludeCommand{}
-	mi := &file_webhooks_v1_command_proto_msgTypes[22]
+	mi := &file_webhooks_v1_command_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1852,7 +1939,7 @@ func (x *ConcludeCommand) String() string {
 func (*ConcludeCommand) ProtoMessage() {}
 
 func (x *ConcludeCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_command_proto_msgTypes[22]
+	mi := &file_webhooks_v1_command_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1865,7 +1952,7 @@ func (x *ConcludeCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConcludeCommand.ProtoReflect.Descriptor instead.
 func (*ConcludeCommand) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{22}
+	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ConcludeCommand) GetKeyHash() []byte {
@@ -1897,7 +1984,7 @@ type RememberedCommand struct {
 
 func (x *RememberedCommand) Reset() {
 	*x = RememberedCommand{}
-	mi := &file_webhooks_v1_command_proto_msgTypes[23]
+	mi := &file_webhooks_v1_command_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1909,7 +1996,7 @@ func (x *RememberedCommand) String() string {
 func (*RememberedCommand) ProtoMessage() {}
 
 func (x *RememberedCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_command_proto_msgTypes[23]
+	mi := &file_webhooks_v1_command_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1922,7 +2009,7 @@ func (x *RememberedCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RememberedCommand.ProtoReflect.Descriptor instead.
 func (*RememberedCommand) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{23}
+	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *RememberedCommand) GetCommandId() string {
@@ -1975,7 +2062,7 @@ type CommandOutcome struct {
 
 func (x *CommandOutcome) Reset() {
 	*x = CommandOutcome{}
-	mi := &file_webhooks_v1_command_proto_msgTypes[24]
+	mi := &file_webhooks_v1_command_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1987,7 +2074,7 @@ func (x *CommandOutcome) String() string {
 func (*CommandOutcome) ProtoMessage() {}
 
 func (x *CommandOutcome) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_command_proto_msgTypes[24]
+	mi := &file_webhooks_v1_command_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2000,7 +2087,7 @@ func (x *CommandOutcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommandOutcome.ProtoReflect.Descriptor instead.
 func (*CommandOutcome) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{24}
+	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *CommandOutcome) GetCommandId() string {
@@ -2126,7 +2213,7 @@ type Deleted struct {
 
 func (x *Deleted) Reset() {
 	*x = Deleted{}
-	mi := &file_webhooks_v1_command_proto_msgTypes[25]
+	mi := &file_webhooks_v1_command_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2138,7 +2225,7 @@ func (x *Deleted) String() string {
 func (*Deleted) ProtoMessage() {}
 
 func (x *Deleted) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_command_proto_msgTypes[25]
+	mi := &file_webhooks_v1_command_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2151,7 +2238,7 @@ func (x *Deleted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Deleted.ProtoReflect.Descriptor instead.
 func (*Deleted) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{25}
+	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{26}
 }
 
 // Delivery is what the API shows of a delivery.
@@ -2176,7 +2263,7 @@ type Delivery struct {
 
 func (x *Delivery) Reset() {
 	*x = Delivery{}
-	mi := &file_webhooks_v1_command_proto_msgTypes[26]
+	mi := &file_webhooks_v1_command_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2188,7 +2275,7 @@ func (x *Delivery) String() string {
 func (*Delivery) ProtoMessage() {}
 
 func (x *Delivery) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_command_proto_msgTypes[26]
+	mi := &file_webhooks_v1_command_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2201,7 +2288,7 @@ func (x *Delivery) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Delivery.ProtoReflect.Descriptor instead.
 func (*Delivery) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{26}
+	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Delivery) GetId() string {
@@ -2308,7 +2395,7 @@ type Refusal struct {
 
 func (x *Refusal) Reset() {
 	*x = Refusal{}
-	mi := &file_webhooks_v1_command_proto_msgTypes[27]
+	mi := &file_webhooks_v1_command_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2320,7 +2407,7 @@ func (x *Refusal) String() string {
 func (*Refusal) ProtoMessage() {}
 
 func (x *Refusal) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_command_proto_msgTypes[27]
+	mi := &file_webhooks_v1_command_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2333,7 +2420,7 @@ func (x *Refusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refusal.ProtoReflect.Descriptor instead.
 func (*Refusal) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{27}
+	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Refusal) GetStatus() uint32 {
@@ -2375,7 +2462,7 @@ type FieldError struct {
 
 func (x *FieldError) Reset() {
 	*x = FieldError{}
-	mi := &file_webhooks_v1_command_proto_msgTypes[28]
+	mi := &file_webhooks_v1_command_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2387,7 +2474,7 @@ func (x *FieldError) String() string {
 func (*FieldError) ProtoMessage() {}
 
 func (x *FieldError) ProtoReflect() protoreflect.Message {
-	mi := &file_webhooks_v1_command_proto_msgTypes[28]
+	mi := &file_webhooks_v1_command_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2400,7 +2487,7 @@ func (x *FieldError) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FieldError.ProtoReflect.Descriptor instead.
 func (*FieldError) Descriptor() ([]byte, []int) {
-	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{28}
+	return file_webhooks_v1_command_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *FieldError) GetPointer() string {
@@ -2421,7 +2508,7 @@ var File_webhooks_v1_command_proto protoreflect.FileDescriptor
 
 const file_webhooks_v1_command_proto_rawDesc = "" +
 	"\n" +
-	"\x19webhooks/v1/command.proto\x12\vwebhooks.v1\x1a\x19webhooks/v1/billing.proto\x1a\x1cwebhooks/v1/connection.proto\x1a\x1awebhooks/v1/endpoint.proto\x1a\x18webhooks/v1/replay.proto\"\xec\f\n" +
+	"\x19webhooks/v1/command.proto\x12\vwebhooks.v1\x1a\x19webhooks/v1/billing.proto\x1a\x1cwebhooks/v1/connection.proto\x1a\x1awebhooks/v1/endpoint.proto\x1a\x18webhooks/v1/replay.proto\"\xb1\r\n" +
 	"\aCommand\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12'\n" +
 	"\x0forganization_id\x18\x02 \x01(\tR\x0eorganizationId\x12\x15\n" +
@@ -2444,6 +2531,7 @@ const file_webhooks_v1_command_proto_rawDesc = "" +
 	"\x0faccount_adopted\x18\" \x01(\v2\x1b.webhooks.v1.AccountAdoptedH\x00R\x0eaccountAdopted\x12U\n" +
 	"\x14release_subscription\x18# \x01(\v2 .webhooks.v1.ReleaseSubscriptionH\x00R\x13releaseSubscription\x12O\n" +
 	"\x12adopt_subscription\x18$ \x01(\v2\x1e.webhooks.v1.AdoptSubscriptionH\x00R\x11adoptSubscription\x12C\n" +
+	"\x0esettle_invoice\x18% \x01(\v2\x1a.webhooks.v1.SettleInvoiceH\x00R\rsettleInvoice\x12C\n" +
 	"\x0eretry_delivery\x18( \x01(\v2\x1a.webhooks.v1.RetryDeliveryH\x00R\rretryDelivery\x12@\n" +
 	"\rtest_endpoint\x18) \x01(\v2\x19.webhooks.v1.TestEndpointH\x00R\ftestEndpoint\x12F\n" +
 	"\x0fcancel_delivery\x18* \x01(\v2\x1b.webhooks.v1.CancelDeliveryH\x00R\x0ecancelDelivery\x12=\n" +
@@ -2540,7 +2628,13 @@ const file_webhooks_v1_command_proto_rawDesc = "" +
 	"\x06source\x18\x01 \x01(\tR\x06source\x12\x18\n" +
 	"\aaccount\x18\x02 \x01(\tR\aaccount\x12=\n" +
 	"\fsubscription\x18\x03 \x01(\v2\x19.webhooks.v1.SubscriptionR\fsubscription\x12\x16\n" +
-	"\x06passed\x18\x04 \x01(\rR\x06passed\"Q\n" +
+	"\x06passed\x18\x04 \x01(\rR\x06passed\"\x88\x01\n" +
+	"\rSettleInvoice\x12\x16\n" +
+	"\x06source\x18\x01 \x01(\tR\x06source\x12\x18\n" +
+	"\aaccount\x18\x02 \x01(\tR\aaccount\x12\x1d\n" +
+	"\n" +
+	"invoice_id\x18\x03 \x01(\tR\tinvoiceId\x12&\n" +
+	"\x0fsettled_unix_ms\x18\x04 \x01(\x03R\rsettledUnixMs\"Q\n" +
 	"\rRetryDelivery\x12\x1f\n" +
 	"\vdelivery_id\x18\x01 \x01(\tR\n" +
 	"deliveryId\x12\x1f\n" +
@@ -2630,7 +2724,7 @@ func file_webhooks_v1_command_proto_rawDescGZIP() []byte {
 	return file_webhooks_v1_command_proto_rawDescData
 }
 
-var file_webhooks_v1_command_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
+var file_webhooks_v1_command_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
 var file_webhooks_v1_command_proto_goTypes = []any{
 	(*Command)(nil),              // 0: webhooks.v1.Command
 	(*Precondition)(nil),         // 1: webhooks.v1.Precondition
@@ -2649,25 +2743,26 @@ var file_webhooks_v1_command_proto_goTypes = []any{
 	(*AccountAdopted)(nil),       // 14: webhooks.v1.AccountAdopted
 	(*ReleaseSubscription)(nil),  // 15: webhooks.v1.ReleaseSubscription
 	(*AdoptSubscription)(nil),    // 16: webhooks.v1.AdoptSubscription
-	(*RetryDelivery)(nil),        // 17: webhooks.v1.RetryDelivery
-	(*TestEndpoint)(nil),         // 18: webhooks.v1.TestEndpoint
-	(*CancelDelivery)(nil),       // 19: webhooks.v1.CancelDelivery
-	(*StartReplay)(nil),          // 20: webhooks.v1.StartReplay
-	(*ChangeReplay)(nil),         // 21: webhooks.v1.ChangeReplay
-	(*ConcludeCommand)(nil),      // 22: webhooks.v1.ConcludeCommand
-	(*RememberedCommand)(nil),    // 23: webhooks.v1.RememberedCommand
-	(*CommandOutcome)(nil),       // 24: webhooks.v1.CommandOutcome
-	(*Deleted)(nil),              // 25: webhooks.v1.Deleted
-	(*Delivery)(nil),             // 26: webhooks.v1.Delivery
-	(*Refusal)(nil),              // 27: webhooks.v1.Refusal
-	(*FieldError)(nil),           // 28: webhooks.v1.FieldError
-	(*Endpoint)(nil),             // 29: webhooks.v1.Endpoint
-	(*SigningSecret)(nil),        // 30: webhooks.v1.SigningSecret
-	(*Connection)(nil),           // 31: webhooks.v1.Connection
-	(*Subscription)(nil),         // 32: webhooks.v1.Subscription
-	(*FailedInvoice)(nil),        // 33: webhooks.v1.FailedInvoice
-	(*SubscriptionPosition)(nil), // 34: webhooks.v1.SubscriptionPosition
-	(*Replay)(nil),               // 35: webhooks.v1.Replay
+	(*SettleInvoice)(nil),        // 17: webhooks.v1.SettleInvoice
+	(*RetryDelivery)(nil),        // 18: webhooks.v1.RetryDelivery
+	(*TestEndpoint)(nil),         // 19: webhooks.v1.TestEndpoint
+	(*CancelDelivery)(nil),       // 20: webhooks.v1.CancelDelivery
+	(*StartReplay)(nil),          // 21: webhooks.v1.StartReplay
+	(*ChangeReplay)(nil),         // 22: webhooks.v1.ChangeReplay
+	(*ConcludeCommand)(nil),      // 23: webhooks.v1.ConcludeCommand
+	(*RememberedCommand)(nil),    // 24: webhooks.v1.RememberedCommand
+	(*CommandOutcome)(nil),       // 25: webhooks.v1.CommandOutcome
+	(*Deleted)(nil),              // 26: webhooks.v1.Deleted
+	(*Delivery)(nil),             // 27: webhooks.v1.Delivery
+	(*Refusal)(nil),              // 28: webhooks.v1.Refusal
+	(*FieldError)(nil),           // 29: webhooks.v1.FieldError
+	(*Endpoint)(nil),             // 30: webhooks.v1.Endpoint
+	(*SigningSecret)(nil),        // 31: webhooks.v1.SigningSecret
+	(*Connection)(nil),           // 32: webhooks.v1.Connection
+	(*Subscription)(nil),         // 33: webhooks.v1.Subscription
+	(*FailedInvoice)(nil),        // 34: webhooks.v1.FailedInvoice
+	(*SubscriptionPosition)(nil), // 35: webhooks.v1.SubscriptionPosition
+	(*Replay)(nil),               // 36: webhooks.v1.Replay
 }
 var file_webhooks_v1_command_proto_depIdxs = []int32{
 	1,  // 0: webhooks.v1.Command.precondition:type_name -> webhooks.v1.Precondition
@@ -2681,41 +2776,42 @@ var file_webhooks_v1_command_proto_depIdxs = []int32{
 	10, // 8: webhooks.v1.Command.delete_connection:type_name -> webhooks.v1.DeleteConnection
 	11, // 9: webhooks.v1.Command.release_account:type_name -> webhooks.v1.ReleaseAccount
 	12, // 10: webhooks.v1.Command.adopt_account:type_name -> webhooks.v1.AdoptAccount
-	22, // 11: webhooks.v1.Command.conclude_command:type_name -> webhooks.v1.ConcludeCommand
+	23, // 11: webhooks.v1.Command.conclude_command:type_name -> webhooks.v1.ConcludeCommand
 	13, // 12: webhooks.v1.Command.remember_events:type_name -> webhooks.v1.RememberEvents
 	14, // 13: webhooks.v1.Command.account_adopted:type_name -> webhooks.v1.AccountAdopted
 	15, // 14: webhooks.v1.Command.release_subscription:type_name -> webhooks.v1.ReleaseSubscription
 	16, // 15: webhooks.v1.Command.adopt_subscription:type_name -> webhooks.v1.AdoptSubscription
-	17, // 16: webhooks.v1.Command.retry_delivery:type_name -> webhooks.v1.RetryDelivery
-	18, // 17: webhooks.v1.Command.test_endpoint:type_name -> webhooks.v1.TestEndpoint
-	19, // 18: webhooks.v1.Command.cancel_delivery:type_name -> webhooks.v1.CancelDelivery
-	20, // 19: webhooks.v1.Command.start_replay:type_name -> webhooks.v1.StartReplay
-	21, // 20: webhooks.v1.Command.change_replay:type_name -> webhooks.v1.ChangeReplay
-	29, // 21: webhooks.v1.CreateEndpoint.endpoint:type_name -> webhooks.v1.Endpoint
-	5,  // 22: webhooks.v1.UpdateEndpoint.headers:type_name -> webhooks.v1.SealedHeaders
-	30, // 23: webhooks.v1.UpdateEndpoint.secret:type_name -> webhooks.v1.SigningSecret
-	30, // 24: webhooks.v1.UpdateEndpoint.private_key:type_name -> webhooks.v1.SigningSecret
-	30, // 25: webhooks.v1.RotateSecret.secret:type_name -> webhooks.v1.SigningSecret
-	31, // 26: webhooks.v1.CreateConnection.connection:type_name -> webhooks.v1.Connection
-	32, // 27: webhooks.v1.AdoptAccount.subscriptions:type_name -> webhooks.v1.Subscription
-	33, // 28: webhooks.v1.AdoptAccount.failed_invoices:type_name -> webhooks.v1.FailedInvoice
-	34, // 29: webhooks.v1.ReleaseSubscription.position:type_name -> webhooks.v1.SubscriptionPosition
-	32, // 30: webhooks.v1.AdoptSubscription.subscription:type_name -> webhooks.v1.Subscription
-	35, // 31: webhooks.v1.StartReplay.replay:type_name -> webhooks.v1.Replay
-	24, // 32: webhooks.v1.ConcludeCommand.outcome:type_name -> webhooks.v1.CommandOutcome
-	24, // 33: webhooks.v1.RememberedCommand.outcome:type_name -> webhooks.v1.CommandOutcome
-	29, // 34: webhooks.v1.CommandOutcome.endpoint:type_name -> webhooks.v1.Endpoint
-	31, // 35: webhooks.v1.CommandOutcome.connection:type_name -> webhooks.v1.Connection
-	25, // 36: webhooks.v1.CommandOutcome.deleted:type_name -> webhooks.v1.Deleted
-	27, // 37: webhooks.v1.CommandOutcome.refusal:type_name -> webhooks.v1.Refusal
-	26, // 38: webhooks.v1.CommandOutcome.delivery:type_name -> webhooks.v1.Delivery
-	35, // 39: webhooks.v1.CommandOutcome.replay:type_name -> webhooks.v1.Replay
-	28, // 40: webhooks.v1.Refusal.errors:type_name -> webhooks.v1.FieldError
-	41, // [41:41] is the sub-list for method output_type
-	41, // [41:41] is the sub-list for method input_type
-	41, // [41:41] is the sub-list for extension type_name
-	41, // [41:41] is the sub-list for extension extendee
-	0,  // [0:41] is the sub-list for field type_name
+	17, // 16: webhooks.v1.Command.settle_invoice:type_name -> webhooks.v1.SettleInvoice
+	18, // 17: webhooks.v1.Command.retry_delivery:type_name -> webhooks.v1.RetryDelivery
+	19, // 18: webhooks.v1.Command.test_endpoint:type_name -> webhooks.v1.TestEndpoint
+	20, // 19: webhooks.v1.Command.cancel_delivery:type_name -> webhooks.v1.CancelDelivery
+	21, // 20: webhooks.v1.Command.start_replay:type_name -> webhooks.v1.StartReplay
+	22, // 21: webhooks.v1.Command.change_replay:type_name -> webhooks.v1.ChangeReplay
+	30, // 22: webhooks.v1.CreateEndpoint.endpoint:type_name -> webhooks.v1.Endpoint
+	5,  // 23: webhooks.v1.UpdateEndpoint.headers:type_name -> webhooks.v1.SealedHeaders
+	31, // 24: webhooks.v1.UpdateEndpoint.secret:type_name -> webhooks.v1.SigningSecret
+	31, // 25: webhooks.v1.UpdateEndpoint.private_key:type_name -> webhooks.v1.SigningSecret
+	31, // 26: webhooks.v1.RotateSecret.secret:type_name -> webhooks.v1.SigningSecret
+	32, // 27: webhooks.v1.CreateConnection.connection:type_name -> webhooks.v1.Connection
+	33, // 28: webhooks.v1.AdoptAccount.subscriptions:type_name -> webhooks.v1.Subscription
+	34, // 29: webhooks.v1.AdoptAccount.failed_invoices:type_name -> webhooks.v1.FailedInvoice
+	35, // 30: webhooks.v1.ReleaseSubscription.position:type_name -> webhooks.v1.SubscriptionPosition
+	33, // 31: webhooks.v1.AdoptSubscription.subscription:type_name -> webhooks.v1.Subscription
+	36, // 32: webhooks.v1.StartReplay.replay:type_name -> webhooks.v1.Replay
+	25, // 33: webhooks.v1.ConcludeCommand.outcome:type_name -> webhooks.v1.CommandOutcome
+	25, // 34: webhooks.v1.RememberedCommand.outcome:type_name -> webhooks.v1.CommandOutcome
+	30, // 35: webhooks.v1.CommandOutcome.endpoint:type_name -> webhooks.v1.Endpoint
+	32, // 36: webhooks.v1.CommandOutcome.connection:type_name -> webhooks.v1.Connection
+	26, // 37: webhooks.v1.CommandOutcome.deleted:type_name -> webhooks.v1.Deleted
+	28, // 38: webhooks.v1.CommandOutcome.refusal:type_name -> webhooks.v1.Refusal
+	27, // 39: webhooks.v1.CommandOutcome.delivery:type_name -> webhooks.v1.Delivery
+	36, // 40: webhooks.v1.CommandOutcome.replay:type_name -> webhooks.v1.Replay
+	29, // 41: webhooks.v1.Refusal.errors:type_name -> webhooks.v1.FieldError
+	42, // [42:42] is the sub-list for method output_type
+	42, // [42:42] is the sub-list for method input_type
+	42, // [42:42] is the sub-list for extension type_name
+	42, // [42:42] is the sub-list for extension extendee
+	0,  // [0:42] is the sub-list for field type_name
 }
 
 func init() { file_webhooks_v1_command_proto_init() }
@@ -2742,6 +2838,7 @@ func file_webhooks_v1_command_proto_init() {
 		(*Command_AccountAdopted)(nil),
 		(*Command_ReleaseSubscription)(nil),
 		(*Command_AdoptSubscription)(nil),
+		(*Command_SettleInvoice)(nil),
 		(*Command_RetryDelivery)(nil),
 		(*Command_TestEndpoint)(nil),
 		(*Command_CancelDelivery)(nil),
@@ -2749,7 +2846,7 @@ func file_webhooks_v1_command_proto_init() {
 		(*Command_ChangeReplay)(nil),
 	}
 	file_webhooks_v1_command_proto_msgTypes[4].OneofWrappers = []any{}
-	file_webhooks_v1_command_proto_msgTypes[24].OneofWrappers = []any{
+	file_webhooks_v1_command_proto_msgTypes[25].OneofWrappers = []any{
 		(*CommandOutcome_Endpoint)(nil),
 		(*CommandOutcome_Connection)(nil),
 		(*CommandOutcome_Deleted)(nil),
@@ -2763,7 +2860,7 @@ func file_webhooks_v1_command_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_webhooks_v1_command_proto_rawDesc), len(file_webhooks_v1_command_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   29,
+			NumMessages:   30,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
