@@ -254,7 +254,8 @@ func (e *Engine) Addr() string { return e.cfg.Addr }
 // HTTPAddr is where HTTP is served.
 func (e *Engine) HTTPAddr() string { return e.cfg.HTTPAddr }
 
-// Listeners are the addresses that the child listens on: where it serves, and where the engine itself does, behind the relays.
+// Listeners are the addresses that the child listens on: where it serves, and where the engine itself does, behind the relays. A
+// clickhouse program needs none of the latter; two free ports are kept for them all the same.
 func (e *Engine) Listeners() []string {
 	return []string{e.cfg.Addr, e.cfg.HTTPAddr, e.inner.addr(e.inner.tcp), e.inner.addr(e.inner.http)}
 }
