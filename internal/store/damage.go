@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -13,6 +14,9 @@ import (
 // damagedFile in a folder says that what a file of it holds was found damaged while the database was open: the next Open
 // empties the folder.
 const damagedFile = "DAMAGED"
+
+// errMarked says that a folder has such a file.
+var errMarked = errors.New("found damaged while it was open")
 
 // damage is what was found of it in an open database.
 type damage struct {

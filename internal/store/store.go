@@ -98,12 +98,6 @@ func open(dir string, fs vfs.FS, opts Options, log *slog.Logger) (*DB, error) {
 	if err != nil {
 		return nil, fmt.Errorf("lock state folder %s: %w", dir, err)
 	}
-	if _, err := fs.Stat(fs.PathJoin(dir, damagedFile)); err == nil {
-		log.Warn("state on disk was found damaged; it is restored from Kafka", "folder", dir)
-		if err := empty(dir, fs); err != nil {
-			return nil, errors.Join(fmt.Errorf("empty damaged state in %s: %w", dir, err), lock.Close())
-		}
-	}
 	db, err := load(dir, fs, lock, opts, log)
 	if damaged(err) {
 		log.Warn("state on disk is damaged; it is restored from Kafka", "folder", dir, "error", err)
@@ -128,7 +122,7 @@ var errFormat = errors.New("unknown format")
 
 // damaged reports that opening failed for what the files hold, or for one that is missing.
 func damaged(err error) bool {
-	return pebble.IsCorruptionError(err) || errors.Is(err, errFormat) || errors.Is(err, os.ErrNotExist) ||
+	return pebble.IsCorruptionError(err) || errors.Is(err, errMarked) || errors.Is(err, errFormat) || errors.Is(err, os.ErrNotExist) ||
 		err != nil && strings.Contains(err.Error(), "object size mismatch") // a file that was cut, which Pebble does not mark as damage
 }
 
@@ -156,6 +150,9 @@ const lockFile = "LOCK"
 
 // load opens the database under a lock, which stays the caller's when it fails.
 func load(dir string, fs vfs.FS, lock *pebble.Lock, opts Options, log *slog.Logger) (*DB, error) {
+	if _, err := fs.Stat(fs.PathJoin(dir, damagedFile)); err == nil {
+		return nil, errMarked
+	}
 	cache := pebble.NewCache(opts.CacheBytes)
 	defer cache.Unref()
 	found := newDamage(dir, fs, log)
