@@ -1,7 +1,6 @@
 package testenv
 
 import (
-	"context"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -46,24 +45,10 @@ func NewAlertmanager(t testing.TB, webhook string) *Alertmanager {
 	a := &Alertmanager{URL: "http://" + addr, data: filepath.Join(folder, "data")}
 	a.Server, err = startServer(t.Context(), folder, []string{
 		program, "--config.file=" + config, "--storage.path=" + a.data, "--web.listen-address=" + addr, "--cluster.listen-address=",
-	}, a.answers)
+	}, readyAt(a.URL+"/-/ready"))
 	require.NoError(t, err)
 	t.Cleanup(a.Close)
 	return a
-}
-
-func (a *Alertmanager) answers(ctx context.Context) error {
-	for {
-		err := get(ctx, a.URL+"/-/ready")
-		if err == nil {
-			return nil
-		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("not ready: %w", err)
-		case <-time.After(20 * time.Millisecond):
-		}
-	}
 }
 
 // Forget kills it, deletes its data and starts it again.

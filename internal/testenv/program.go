@@ -64,13 +64,27 @@ func Service(t testing.TB, settings map[string]string, ready func(ctx context.Co
 
 // ReadyAt waits until /readyz of an admin address answers 200.
 func ReadyAt(addr func() (string, error)) func(ctx context.Context) error {
+	return answering(func() (string, error) {
+		admin, err := addr()
+		return "http://" + admin + "/readyz", err
+	})
+}
+
+// readyAt waits until a URL answers 200.
+func readyAt(url string) func(ctx context.Context) error {
+	return answering(func() (string, error) { return url, nil })
+}
+
+// answering waits until there is a URL and it answers 200.
+func answering(url func() (string, error)) func(ctx context.Context) error {
 	return func(ctx context.Context) error {
 		for {
-			admin, err := addr()
+			at, err := url()
 			if err == nil {
-				if err = get(ctx, "http://"+admin+"/readyz"); err == nil {
-					return nil
-				}
+				err = get(ctx, at)
+			}
+			if err == nil {
+				return nil
 			}
 			select {
 			case <-ctx.Done():

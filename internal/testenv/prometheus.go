@@ -1,7 +1,6 @@
 package testenv
 
 import (
-	"context"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -10,7 +9,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/require"
 )
@@ -56,24 +54,10 @@ func NewPrometheus(t testing.TB, target, rules string) *Prometheus {
 	p := &Prometheus{url: "http://" + addr}
 	p.Server, err = startServer(t.Context(), folder, []string{
 		program, "--config.file=" + config, "--storage.tsdb.path=" + filepath.Join(folder, "data"), "--web.listen-address=" + addr,
-	}, p.answers)
+	}, readyAt(p.url+"/-/ready"))
 	require.NoError(t, err)
 	t.Cleanup(p.Close)
 	return p
-}
-
-func (p *Prometheus) answers(ctx context.Context) error {
-	for {
-		err := get(ctx, p.url+"/-/ready")
-		if err == nil {
-			return nil
-		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("not ready: %w", err)
-		case <-time.After(20 * time.Millisecond):
-		}
-	}
 }
 
 // Query is what an expression is now; an expression that is wrong fails the test.
