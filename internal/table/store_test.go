@@ -32,18 +32,13 @@ func TestLocalStoreIsEmptiedWhenItCannotBeContinued(t *testing.T) {
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
 			f := newFixture(t)
-			dir := f.dir()
-			f.put("live", "1")
-			copied := f.start(dir)
-			f.current(copied, "live")
-			f.stop(copied)
-
+			dir := f.leave()
 			f.meddle(dir, c.change)
 			if c.spoil != nil {
 				c.spoil(f)
 			}
 			f.put("new", "2")
-			copied = f.start(dir)
+			copied := f.start(dir)
 			f.current(copied, "new")
 			require.Equal(t, "2", f.get(copied, "new"))
 			require.Equal(t, c.emptied, f.get(copied, "ghost") == "")
@@ -117,6 +112,17 @@ func TestFolderIsUsedByOneCopyAtATime(t *testing.T) {
 	require.NoError(t, <-ended)
 }
 
+// leave is the folder of a stopped copy, which has a record.
+func (f *fixture) leave() (dir string) {
+	f.t.Helper()
+	dir = f.dir()
+	f.put("live", "1")
+	copied := f.start(dir)
+	f.current(copied, "live")
+	f.stop(copied)
+	return dir
+}
+
 // meddle changes what a stopped copy has on disk: its positions, and a record that the log never had.
 func (f *fixture) meddle(dir string, change func(*store.Position)) {
 	f.t.Helper()
@@ -142,14 +148,10 @@ func (f *fixture) meddle(dir string, change func(*store.Position)) {
 // Pebble finds what was damaged when somebody asks for it.
 func TestDamageEndsTheCopyAndTheNextIsReadAnew(t *testing.T) {
 	f := newFixture(t)
-	dir := f.dir()
-	f.put("live", "1")
-	copied := f.start(dir)
-	f.current(copied, "live")
-	f.stop(copied)
+	dir := f.leave()
 	f.damage(dir)
 
-	copied = f.open(dir)
+	copied := f.open(dir)
 	ended := make(chan error, 1)
 	go func() { ended <- copied.Run(t.Context()) }()
 	f.current(copied, "live")
