@@ -2,6 +2,7 @@ package api
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -52,16 +53,9 @@ func (a *API) showWaiting(found []delivery, now time.Time) error {
 // has a slot.
 func (h hold) apply(due, now time.Time) time.Time {
 	if h.paused || !h.until.IsZero() {
-		return later(due, later(h.until, now))
+		return slices.MaxFunc([]time.Time{due, h.until, now}, time.Time.Compare)
 	}
 	return due
-}
-
-func later(a, b time.Time) time.Time {
-	if b.After(a) {
-		return b
-	}
-	return a
 }
 
 // holdOf reads what keeps an endpoint from being sent to. To one that is disabled or deleted nothing is sent any more: what
