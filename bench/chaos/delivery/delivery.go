@@ -90,7 +90,7 @@ func Run(ctx context.Context, cfg Config) (report *Report, err error) {
 	if err := kafka.EnsureTopics(ctx, topics, slog.New(slog.DiscardHandler)); err != nil {
 		return nil, err
 	}
-	r := &run{Config: cfg, rows: "clickhouse://" + cfg.ClickHouse.Addr + "/" + name, report: &Report{Seed: cfg.Seed, KillsOnly: cfg.KillsOnly, Compared: cfg.Peace > 0}}
+	r := &run{Config: cfg, rows: "clickhouse://" + cfg.ClickHouse.Addr + "/" + name, report: &Report{Seed: cfg.Seed, Measured: fire.Measured{KillsOnly: cfg.KillsOnly, Compared: cfg.Peace > 0}}}
 	if r.cluster, err = fire.NewCluster(topics); err != nil {
 		return nil, err
 	}

@@ -66,6 +66,7 @@ func (r *run) judge(ctx context.Context) error {
 	j.run()
 	j.measure(r.report.timedFrom)
 	r.report.verdict = j.verdict
+	r.report.P99 = percentile(j.times, .99)
 	r.report.weigh(r.watch)
 	r.report.Rebalances, err = r.cluster.Rebalances(ctx, append(groups, sinkGroups()...))
 	return err

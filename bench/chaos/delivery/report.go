@@ -16,16 +16,15 @@ import (
 // Report is what a run has shown.
 type Report struct {
 	Seed uint64
-	// KillsOnly as in Config; Compared says that Peace and Fire were to be.
-	KillsOnly, Compared bool
 	fire.Counts
 	// RowKills and RowFreezes are ClickHouse's.
 	RowKills, RowFreezes int
 	*verdict
 	// Under is how long there was fire, Drained how long it took from the end of the load until everything had ended.
 	Under, Drained time.Duration
-	// Peace and Fire are the deliveries a second that ended while the load was as much as was delivered.
-	Peace, Fire float64
+	// Measured are the deliveries a second that ended while the load was as much as was delivered, and the time from the making of
+	// a delivery to a prompt endpoint until its first request, under fire with a steady load.
+	fire.Measured
 	// Stall is the longest time that a partition had something to send to prompt endpoints and sent nothing.
 	Stall time.Duration
 	// Held is the largest resident set of an instance, in MiB, while ClickHouse was there; HeldAway, while it was away.
@@ -50,15 +49,12 @@ func (r *Report) Equal() bool { return r.count == 0 }
 
 // Missed tells of the bars that were missed.
 func (r *Report) Missed() []string {
-	missed := fire.Measured{Compared: r.Compared, Peace: r.Peace, Fire: r.Fire, P99: r.P99(), KillsOnly: r.KillsOnly}.Missed()
+	missed := r.Measured.Missed()
 	if !r.flat() {
 		missed = append(missed, fmt.Sprintf("memory grows while ClickHouse is away: from %.0f MiB to %.0f", r.Held, r.HeldAway))
 	}
 	return missed
 }
-
-// P99 is the time from the making of a delivery to a prompt endpoint until its first request, under fire with a steady load.
-func (r *Report) P99() time.Duration { return percentile(r.times, .99) }
 
 // roomForRows is what the sinks may hold more of while ClickHouse is away, in MiB: 32 each, and a poll on top.
 const roomForRows = 3 * 40
@@ -95,7 +91,7 @@ func (r *Report) Print(out io.Writer) {
 		p("throughput, as much as is delivered: %.0f deliveries/s at peace, %.0f under fire: %.0f %%", r.Peace, r.Fire, 100*r.Fire/r.Peace)
 	}
 	p("from making to first request, under fire, %d deliveries to prompt endpoints: p50 %s, p99 %s, longest %s", len(r.times),
-		percentile(r.times, .5).Round(time.Millisecond), r.P99().Round(time.Millisecond), percentile(r.times, 1).Round(time.Millisecond))
+		percentile(r.times, .5).Round(time.Millisecond), r.P99.Round(time.Millisecond), percentile(r.times, 1).Round(time.Millisecond))
 	p("longest stall of a partition: %s; everything ended %s after the end of the load",
 		r.Stall.Round(10*time.Millisecond), r.Drained.Round(10*time.Millisecond))
 	p("memory of the largest instance: %.0f MiB, while ClickHouse was away %.0f", r.Held, r.HeldAway)

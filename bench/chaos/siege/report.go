@@ -18,19 +18,17 @@ import (
 // Report is what a run has shown.
 type Report struct {
 	Seed uint64
-	// KillsOnly as in Config; Compared says that Peace and Fire were to be.
-	KillsOnly, Compared bool
 	fire.Counts
 	// InTimer is how many of the freezes met the output of a timer in the open transaction.
 	InTimer int
 	*verdict
 	// Under is how long there was fire, Drained how long it took from its end until everything was taken.
 	Under, Drained time.Duration
-	// Peace and Fire are the rows a second that became visible while the load was as much as was taken.
-	Peace, Fire float64
-	// Times from acceptance until the row was visible, under fire with a steady load, of so many inputs.
-	P50, P99, Longest time.Duration
-	Timed             int
+	// Measured are the rows a second that became visible while the load was as much as was taken, and with P50 and Longest the
+	// times from acceptance until the row was visible, under fire with a steady load, of so many inputs.
+	fire.Measured
+	P50, Longest time.Duration
+	Timed        int
 	// Stall is the longest time that a partition with work stood still.
 	Stall time.Duration
 	// Rebalances of each group; Aborted are outputs of timers that stand on the log in transactions that did not commit.
@@ -40,11 +38,6 @@ type Report struct {
 
 // Equal reports that nothing differs from the model.
 func (r *Report) Equal() bool { return r.count == 0 }
-
-// Missed tells of the bars that were missed.
-func (r *Report) Missed() []string {
-	return fire.Measured{Compared: r.Compared, Peace: r.Peace, Fire: r.Fire, P99: r.P99, KillsOnly: r.KillsOnly}.Missed()
-}
 
 // Print writes the report.
 func (r *Report) Print(out io.Writer) {

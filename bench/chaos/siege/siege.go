@@ -96,7 +96,7 @@ func Run(ctx context.Context, cfg Config) (report *Report, err error) {
 		return nil, err
 	}
 	defer cluster.Close()
-	r := &run{Config: cfg, cluster: cluster, keys: keys, report: &Report{Seed: cfg.Seed, KillsOnly: cfg.KillsOnly, Compared: cfg.Peace > 0}, watch: newWatch(cluster)}
+	r := &run{Config: cfg, cluster: cluster, keys: keys, report: &Report{Seed: cfg.Seed, Measured: fire.Measured{KillsOnly: cfg.KillsOnly, Compared: cfg.Peace > 0}}, watch: newWatch(cluster)}
 	r.herd = &fire.Herd{
 		Groups: groups, Variable: childVariable, Logs: cfg.Logs,
 		Tell: func(in *fire.Instance) any { return child{Kafka: topics, StateDir: in.State, SecretsKey: secretsKey} },
